@@ -1,0 +1,63 @@
+"""A stand-in for Loops that answers at once, in a process of its own.
+
+It knows just enough HTTP to accept every request on kept connections, so
+that what is measured is the client.
+"""
+
+import asyncio
+import contextlib
+import multiprocessing
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+_BODY = b'{"success":true}'
+_ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+    b"x-ratelimit-limit: 10\r\nx-ratelimit-remaining: 9\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
+
+
+class _Answering(asyncio.Protocol):
+    def __init__(self) -> None:
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while (head := self._received.find(b"\r\n\r\n")) >= 0:
+            headers = self._received[:head].lower()
+            _, _, rest = headers.partition(b"content-length:")
+            length = int(rest.split(b"\r\n", 1)[0] or 0)
+            if len(self._received) < head + 4 + length:
+                return
+            self._received = self._received[head + 4 + length :]
+            self._transport.write(_ANSWER)
+
+
+def _serve(ready: Connection) -> None:
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(_Answering, "127.0.0.1", 0)
+        ready.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(serve())
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[str]:
+    """Run it; yields the base URL."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(sender,), daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{receiver.recv()}/api"
+    finally:
+        process.kill()
+        process.join()

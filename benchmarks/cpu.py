@@ -1,0 +1,91 @@
+"""CPU per event: ours with everything on, over a hand-written loop.
+
+Both in one process, in turn, round by round; the minimum of each counts.
+"""
+
+import asyncio
+import gc
+import math
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from loops_async import AsyncLoopsClient
+from loops_async._json import dumps, strict_dumps
+
+from . import baseline
+from .answering import answering
+
+EVENTS = 2000
+ROUNDS = 7
+IN_FLIGHT = 10
+PROPERTIES = {"amount": 42, "plan": "Pro", "trial": False, "at": "2026-11-23T10:00:00Z"}
+CONTACT = {"firstName": "Ada", "planName": "Pro", "company": None}
+LISTS = {"cm06f5v0e45nf0ml5754o9cix": True}
+
+
+async def measure(base_url: str) -> tuple[float, float]:
+    """Return the CPU microseconds per event, by hand and ours."""
+    body = {
+        "email": "ada@example.com",
+        "userId": "usr_1",
+        "eventName": "planUpgraded",
+        "eventProperties": PROPERTIES,
+        "mailingLists": LISTS,
+        **CONTACT,
+    }
+    allowed = ("ada@example.com", "user:usr_1")
+    session = baseline.open_session("key")
+    loops = AsyncLoopsClient(
+        "key",
+        base_url=base_url,
+        rate_limit=1_000_000,
+        allowed_recipients=allowed,
+        on_attempt=lambda attempt: None,
+    )
+
+    async def by_hand() -> None:
+        await baseline.send_event(session, base_url, body)
+
+    async def ours() -> None:
+        await loops.send_event(
+            "planUpgraded",
+            email="ada@example.com",
+            user_id="usr_1",
+            event_properties=PROPERTIES,
+            contact_properties=CONTACT,
+            mailing_lists=LISTS,
+        )
+
+    best = {by_hand: math.inf, ours: math.inf}
+    async with session, loops:
+        for _ in range(ROUNDS + 1):
+            for send in best:
+                best[send] = min(best[send], await _round(send))
+    return best[by_hand], best[ours]
+
+
+async def _round(send: Callable[[], Awaitable[None]]) -> float:
+    async def some() -> None:
+        for _ in range(EVENTS // IN_FLIGHT):
+            await send()
+
+    gc.collect()
+    began = time.process_time()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(IN_FLIGHT):
+            group.create_task(some())
+    return (time.process_time() - began) / EVENTS * 1e6
+
+
+def main() -> None:
+    with answering() as base_url:
+        by_hand, ours = asyncio.run(measure(base_url))
+    json = "orjson" if dumps is not strict_dumps else "standard library json"
+    print(f"CPU per event, {json}, Python {sys.version.split()[0]}:")
+    print(f"  by hand {by_hand:.1f} us, ours {ours:.1f} us, ratio {ours / by_hand:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,434 @@
+"""The client: what users call."""
+
+import asyncio
+import re
+import ssl
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from types import EllipsisType, NoneType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self, overload
+from urllib.parse import quote, urlencode
+
+import attrs
+import cattrs
+
+from . import _settings
+from ._codec import encode, make_converter
+from ._events import Event
+from ._json import strict_dumps
+from ._limiter import RateLimiter
+from ._recipients import recipients
+from ._retry import Attempt, RetryPolicy
+from ._settings import KeySource
+from ._values import PropertyValue, Refused
+from ._values import idempotency_key as _read_key
+from ._wire import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Call, RateLimit, rate_limit
+from .errors import ClientClosedError, ConfigurationError, RecipientNotAllowedError
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+    from ._delivery import Delivered, Delivery
+
+
+@attrs.frozen
+class Receipt:
+    """Loops has the event.
+
+    Attributes:
+        idempotency_key: The event's.
+        attempts: Requests made for it; 0 in a dry run.
+        duplicate: Whether Loops had accepted it before: an earlier attempt
+            whose answer was lost, or another send under the same key.
+        elapsed: Seconds from the call to the answer, all waiting included.
+        rate_limit: The server's last word on the rate limit, or None.
+        dry_run: Whether it was only checked and not sent.
+    """
+
+    idempotency_key: str
+    attempts: int
+    duplicate: bool
+    elapsed: float
+    rate_limit: RateLimit | None
+    dry_run: bool = False
+
+
+class AsyncLoopsClient:
+    """Sends events to Loops.
+
+    Make one per application and share it; it holds a pool of connections
+    per event loop and closes each when its loop shuts down. Use it with
+    ``async with``, or call `aclose`, so that what is under way can end.
+
+    Args:
+        api_key: The key, or a callable (plain or async) asked before each
+            attempt, so that keys can be rotated. None reads LOOPS_API_KEY.
+        base_url: Ends in ``/api``. None reads LOOPS_BASE_URL, or is
+            ``https://app.loops.so/api``.
+        rate_limit: Requests a second, ``math.inf`` for no limit, or a
+            RateLimiter to share. None reads LOOPS_RATE_LIMIT, or is the 10
+            of https://loops.so/docs/api-reference/intro, shared by all
+            clients of the process with the same key and base URL.
+        timeout: Seconds for one attempt, of which 10 to connect; None is no
+            end.
+        deadline: Seconds for a whole call, all waiting and attempts
+            included; None is no end.
+        retry: How often and how patiently to try.
+        max_connections: Requests under way at once.
+        session: An aiohttp session to borrow, made in the loop it is used
+            in. It is never closed; its connector and cookies are kept.
+        ssl_context: For TLS, instead of the default one.
+        proxy: URL of an HTTP proxy. None reads the environment, once.
+        dry_run: Check events and send nothing; needs no key.
+        allowed_recipients: ``name@domain``, ``@domain`` or ``user:ID``, each
+            exact but for the case of emails. Each identifier of an event
+            must be allowed. Empty refuses all; None allows all.
+        on_attempt: Called with an Attempt after each request.
+
+    Raises:
+        ConfigurationError: if a setting cannot work.
+    """
+
+    def __init__(
+        self,
+        api_key: KeySource | None = None,
+        *,
+        base_url: str | None = None,
+        rate_limit: float | RateLimiter | None = None,
+        timeout: float | None = 30.0,
+        deadline: float | None = 60.0,
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - it is frozen
+        max_connections: int = 100,
+        session: "ClientSession | None" = None,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+        dry_run: bool = False,
+        allowed_recipients: Iterable[str] | None = None,
+        on_attempt: Callable[[Attempt], object] | None = None,
+    ) -> None:
+        self._deliveries: dict[asyncio.AbstractEventLoop, Delivery] = {}
+        self._closed = False
+        key = _settings.hidden(api_key)
+        del api_key  # should anything below raise, no local here shows it
+        self._base_url = _settings.checked_base_url(base_url)
+        self._events_url = self._base_url + EVENTS_PATH
+        self._timeout = _settings.checked_seconds("timeout", timeout)
+        self._deadline = _settings.checked_seconds("deadline", deadline)
+        self._recipients = recipients(allowed_recipients)
+        self._dry_run = _settings.checked_type("dry_run", dry_run, bool)
+        self._api_key: KeySource = ""
+        self._limiter: RateLimiter | None = None
+        if not dry_run:
+            self._api_key = _settings.key_source(key)
+            self._limiter = _settings.limiter_for(
+                rate_limit, self._api_key, self._base_url
+            )
+            # Takes a while, so not with the package and not in the first send.
+            from . import _delivery  # noqa: F401, PLC0415
+        self._retry = _settings.checked_type("retry", retry, RetryPolicy)
+        self._on_attempt = _settings.checked_type(
+            "on_attempt", on_attempt, Callable, NoneType
+        )
+        self._session = session
+        self._connections: dict[str, Any] = {
+            "max_connections": _settings.checked_count(
+                "max_connections", max_connections
+            ),
+            "ssl_context": _settings.checked_type(
+                "ssl_context", ssl_context, ssl.SSLContext, NoneType
+            ),
+            "proxy": _settings.proxy_for(self._base_url, proxy),
+        }
+        self._converter = make_converter()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "dry run" if self._dry_run else "open"
+        return f"<AsyncLoopsClient {self._base_url}, {state}, {self._limiter!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if any(not d.closed for d in getattr(self, "_deliveries", {}).values()):
+            text = "unclosed AsyncLoopsClient: use async with, or await aclose()"
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+
+    @property
+    def converter(self) -> cattrs.Converter:
+        """The converter of this client; hooks registered on it hold."""
+        return self._converter
+
+    @overload
+    async def send_event(
+        self,
+        event: Event,
+        /,
+        *,
+        timeout: float | None | EllipsisType = ...,
+        deadline: float | None | EllipsisType = ...,
+    ) -> Receipt: ...
+    @overload
+    async def send_event(
+        self,
+        event_name: str,
+        *,
+        email: str,
+        user_id: str | None = None,
+        event_properties: Mapping[str, PropertyValue] = ...,
+        contact_properties: Mapping[str, PropertyValue | None] = ...,
+        mailing_lists: Mapping[str, bool] = ...,
+        idempotency_key: str | None = None,
+        timeout: float | None | EllipsisType = ...,
+        deadline: float | None | EllipsisType = ...,
+    ) -> Receipt: ...
+    @overload
+    async def send_event(
+        self,
+        event_name: str,
+        *,
+        user_id: str,
+        email: None = None,
+        event_properties: Mapping[str, PropertyValue] = ...,
+        contact_properties: Mapping[str, PropertyValue | None] = ...,
+        mailing_lists: Mapping[str, bool] = ...,
+        idempotency_key: str | None = None,
+        timeout: float | None | EllipsisType = ...,
+        deadline: float | None | EllipsisType = ...,
+    ) -> Receipt: ...
+    async def send_event(
+        self,
+        *subject: Any,
+        timeout: float | None | EllipsisType = ...,
+        deadline: float | None | EllipsisType = ...,
+        **fields: Any,
+    ) -> Receipt:
+        """Send one event and wait until Loops has it.
+
+        Takes an Event, or the arguments of one. Waits for a permit of the
+        rate limiter, for the answer, and between attempts; every attempt
+        carries the same idempotency key and the same bytes.
+
+        Args:
+            *subject: The Event, or the event's name.
+            timeout: Instead of the client's, for this call.
+            deadline: Instead of the client's, for this call.
+            **fields: The other arguments of Event.
+
+        Returns:
+            The receipt; Loops has accepted the event, now or before.
+
+        Raises:
+            InvalidEventError: and nothing was sent.
+            RecipientNotAllowedError: and nothing was sent.
+            LoopsError: any other of the tree in `loops_async.errors`. If its
+                ``maybe_accepted`` is false, Loops does not have the event.
+        """
+        if len(subject) == 1 and isinstance(subject[0], Event):
+            if fields:
+                msg = f"an Event and {', '.join(fields)}: use event.replace(...)"
+                raise TypeError(msg)
+            event = subject[0]
+        else:
+            event = Event(*subject, **fields)
+        key = event.idempotency_key
+        if self._recipients is not None:
+            self._check_recipient(event.email, event.user_id, key)
+        body = encode(event, self._converter)
+        if self._dry_run:
+            return Receipt(key, 0, False, 0.0, None, dry_run=True)
+        call = Call(
+            "POST",
+            self._events_url,
+            body,
+            key,
+            event,
+            self._timeout
+            if timeout is ...
+            else _settings.checked_seconds("timeout", timeout),
+            self._deadline
+            if deadline is ...
+            else _settings.checked_seconds("deadline", deadline),
+        )
+        delivered = await self._deliver(call)
+        answer = delivered.answer
+        return Receipt(
+            key,
+            delivered.attempts,
+            answer.status == 409,
+            delivered.elapsed,
+            rate_limit(answer.headers),
+        )
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: Mapping[str, str | int | bool] | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None | EllipsisType = ...,
+        deadline: float | None | EllipsisType = ...,
+        max_body: int = MAX_BODY,
+    ) -> Any:
+        """Make any other request to Loops, under the same budget and rules.
+
+        GET, PUT and DELETE are tried again like a send, and so is a POST
+        with an idempotency key; without one only what Loops certainly did
+        not accept is.
+
+        Args:
+            method: GET, POST, PUT, PATCH or DELETE.
+            path: Such as ``/v1/lists``.
+            json: The body, or None for none.
+            params: The query.
+            idempotency_key: Where the endpoint takes one; then a 409 means
+                that it was accepted before and is returned, not raised.
+            timeout: Instead of the client's, for this call.
+            deadline: Instead of the client's, for this call.
+            max_body: Bytes of the answer to read at most.
+
+        Returns:
+            The answer's JSON; None if it is empty.
+
+        Raises:
+            ValueError: if an argument cannot be sent.
+            LoopsError: any of the tree in `loops_async.errors`.
+        """
+        method = method.upper()
+        if method not in _METHODS:
+            msg = f"method must be one of {', '.join(_METHODS)}, not {method!r}"
+            raise ValueError(msg)
+        if not _PATH.fullmatch(path) or "/../" in f"{path}/":
+            msg = f"path must be like /v1/lists, with the query in params, not {path!r}"
+            raise ValueError(msg)
+        if idempotency_key is not None:
+            idempotency_key = _checked_key(idempotency_key)
+        url = self._base_url + path
+        if params:
+            url += "?" + urlencode(
+                [(k, _query(v)) for k, v in params.items()], quote_via=quote
+            )
+        if self._recipients is not None and method != "GET":
+            named = {**(params or {}), **(json if isinstance(json, Mapping) else {})}
+            self._check_recipient(
+                named.get("email"), named.get("userId"), idempotency_key
+            )
+        if self._dry_run:
+            msg = f"a dry_run client sends nothing, so {method} {path} has no answer"
+            raise ConfigurationError(msg)
+        try:
+            body = None if json is None else strict_dumps(json)
+        except (TypeError, ValueError, RecursionError) as unwritable:
+            msg = f"json: {unwritable}"
+            raise ValueError(msg) from None
+        call = Call(
+            method,
+            url,
+            body,
+            idempotency_key,
+            (json, params),
+            self._timeout
+            if timeout is ...
+            else _settings.checked_seconds("timeout", timeout),
+            self._deadline
+            if deadline is ...
+            else _settings.checked_seconds("deadline", deadline),
+            promised_object=path == API_KEY_PATH,
+            repeatable=idempotency_key is not None or method in _REPEATABLE,
+            max_body=max_body,
+        )
+        return (await self._deliver(call)).answer.json()
+
+    async def test_api_key(self) -> dict[str, Any]:
+        """Ask Loops whether the key is good: GET /v1/api-key.
+
+        Returns:
+            The answer, with the team's name as ``teamName``.
+
+        Raises:
+            AuthenticationError: if it is not.
+            LoopsError: any other of the tree in `loops_async.errors`.
+        """
+        answer: dict[str, Any] = await self.request("GET", API_KEY_PATH)
+        return answer
+
+    async def aclose(self, grace: float = 10.0) -> None:
+        """Close the client for good; nobody is cancelled.
+
+        New calls, and those still waiting to send, get ClientClosedError.
+        What is under way ends normally within the grace, then as a
+        ConnectionLostError. Speaks for the running event loop; the
+        connections in other loops are closed by their own shutdown.
+
+        Args:
+            grace: Seconds to wait for what is under way.
+        """
+        self._closed = True
+        delivery = self._deliveries.get(asyncio.get_running_loop())
+        if delivery is not None:
+            await delivery.close(grace)
+
+    def _check_recipient(self, email: object, user_id: object, key: str | None) -> None:
+        assert self._recipients is not None
+        try:
+            self._recipients.check(email, user_id)
+        except RecipientNotAllowedError as refused:
+            refused.idempotency_key = key
+            raise
+
+    async def _deliver(self, call: Call) -> "Delivered":
+        if self._closed:
+            closed = ClientClosedError("the client is closed")
+            closed.idempotency_key = call.key
+            raise closed
+        delivery = self._deliveries.get(asyncio.get_running_loop())
+        if delivery is None or delivery.closed:
+            delivery = await self._open()
+        return await delivery.deliver(call)
+
+    async def _open(self) -> "Delivery":
+        """Connect the client to the running event loop; does not wait."""
+        from ._delivery import Delivery  # noqa: PLC0415
+        from ._transport import Transport  # noqa: PLC0415
+
+        for loop in [loop for loop in self._deliveries if loop.is_closed()]:
+            del self._deliveries[loop]
+        if self._session is not None and (self._session.closed or self._deliveries):
+            msg = "the session passed in is closed, or belongs to another event loop"
+            raise ConfigurationError(msg)
+        transport = Transport(self._session, **self._connections)
+        await transport.open()
+        delivery = self._deliveries[transport.loop] = Delivery(
+            transport,
+            api_key=self._api_key,
+            limiter=self._limiter,
+            policy=self._retry,
+            on_attempt=self._on_attempt,
+        )
+        return delivery
+
+
+_METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
+_REPEATABLE: Final = ("GET", "PUT", "DELETE")
+_PATH: Final = re.compile(r"(?:/[\w.~%@!$&'()*+,;=:-]+)+/?", re.ASCII)
+
+
+def _query(value: str | float) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _checked_key(given: str) -> str:
+    try:
+        return _read_key(given)
+    except Refused as refused:
+        msg = f"idempotency_key: {'; '.join(refused.args)}"
+    raise ValueError(msg)

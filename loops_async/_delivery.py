@@ -1,0 +1,284 @@
+"""One request to its end: waiting, sending, judging, trying again."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from inspect import isawaitable
+
+import attrs
+
+from ._events import Event
+from ._gate import OutageGate
+from ._limiter import RateLimiter
+from ._retry import MAX_RETRY_AFTER, Attempt, RetryPolicy, Tried
+from ._settings import KeySource, Secret, checked_key, hidden
+from ._transport import Transport
+from ._wire import Answer, Call, masked, refusal
+from .errors import (
+    APIError,
+    ConfigurationError,
+    LoopsError,
+    RateLimitError,
+    TransportError,
+)
+
+_logger = logging.getLogger("loops_async")
+
+
+@attrs.frozen
+class Delivered:
+    """The answer that ended a call well."""
+
+    answer: Answer
+    attempts: int
+    elapsed: float
+
+
+class Delivery:
+    """Delivers the calls of one client in one event loop."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        api_key: KeySource,
+        limiter: RateLimiter | None,
+        policy: RetryPolicy,
+        on_attempt: Callable[[Attempt], object] | None,
+    ) -> None:
+        self._transport = transport
+        self._loop = transport.loop
+        self._api_key = api_key
+        self._limiter = limiter
+        self._policy = policy
+        self._on_attempt = on_attempt
+        self._gate = OutageGate()
+        self._waiting: set[asyncio.Timeout] = set()
+        self._closing = False
+
+    @property
+    def closed(self) -> bool:
+        return self._transport.closed
+
+    async def close(self, grace: float) -> None:
+        """Turn away what waits, let what is under way end, and close."""
+        self._closing = True
+        for scope in self._waiting:
+            with suppress(RuntimeError):  # it is expiring by itself
+                scope.reschedule(self._loop.time())
+        await self._transport.close(grace)
+
+    async def deliver(self, call: Call) -> Delivered:
+        """Make the call; waits for the gate, a permit, a slot and the answer.
+
+        Raises:
+            LoopsError: complete with key, attempts and ``maybe_accepted``.
+        """
+        began = self._loop.time()
+        tried = Tried(
+            self._policy,
+            key=call.key,
+            repeatable=call.repeatable,
+            end=None if call.deadline is None else began + call.deadline,
+            deadline=call.deadline,
+        )
+        while True:
+            probe = await self._admitted(tried)
+            if probe is None:
+                raise tried.closed() if self._closing else tried.deadline_passed()
+            sent = self._loop.time()
+            tried.attempts += 1
+            result = await self._attempt(call, tried, sent, probe=probe)
+            now = self._loop.time()
+            if isinstance(result, Answer):
+                self._tell(call, tried, now - sent, result.status)
+                return Delivered(result, tried.attempts, now - began)
+            final = tried.failed(result, now)
+            status = result.status if isinstance(result, APIError) else None
+            self._tell(call, tried, now - sent, status, result, final)
+            if final is not None:
+                raise final
+
+    async def _admitted(self, tried: Tried) -> bool | None:
+        """Wait until the next attempt may go out.
+
+        Returns:
+            Whether it is the probe of the gate; None if there is no time
+            left, or the client was closed.
+        """
+        slots = self._transport.slots
+        if (
+            not tried.wait
+            and not self._closing
+            and self._gate.is_open
+            and not slots.locked()
+            and (self._limiter is None or self._limiter.try_acquire())
+        ):
+            await slots.acquire()
+            return False
+        if self._closing or self._too_late(tried):
+            return None
+        try:
+            async with asyncio.timeout_at(tried.end) as scope:
+                self._waiting.add(scope)
+                try:
+                    await asyncio.sleep(tried.wait)
+                    return await self._pass()
+                finally:
+                    self._waiting.discard(scope)
+        except TimeoutError:
+            return None
+
+    def _too_late(self, tried: Tried) -> bool:
+        if tried.end is None:
+            return False
+        in_line = 0.0 if self._limiter is None else self._limiter.shortest_wait()
+        wait = max(tried.wait, self._gate.shortest_wait(), in_line)
+        return self._loop.time() + wait > tried.end
+
+    async def _pass(self) -> bool:
+        """Take the gate, a permit and a slot; return whether as the probe."""
+        while True:
+            probe = await self._gate.enter()
+            permit = self._limiter
+            try:
+                if permit is not None:
+                    await permit.acquire()
+                try:
+                    await self._transport.slots.acquire()
+                except BaseException:
+                    if permit is not None:
+                        permit.release_unused()
+                    raise
+            except BaseException:
+                self._gate.left(probe=probe)
+                raise
+            if probe or self._gate.is_open:
+                return probe
+            # The gate closed while this one waited for its permit.
+            self._transport.slots.release()
+            if permit is not None:
+                permit.release_unused()
+
+    async def _attempt(
+        self, call: Call, tried: Tried, now: float, *, probe: bool
+    ) -> Answer | LoopsError:
+        """Make one request and give back what it took."""
+        until = None if call.timeout is None else now + call.timeout
+        if tried.end is not None and (until is None or tried.end < until):
+            until = tried.end
+        sent = False
+        try:
+            key = self._api_key
+            secret = key if isinstance(key, Secret) else await _current(key)
+            sent = True
+            result = await self._transport.exchange(call, secret, until)
+        except BaseException:
+            self._gate.left(probe=probe)
+            self._give_back(sent=sent)
+            raise
+        finally:
+            self._transport.slots.release()
+        if isinstance(result, TransportError):
+            self._gate.failed(probe=probe)
+            self._give_back(sent=result.maybe_accepted)
+            _clean(result, secret, ())
+            return result
+        answer, round_trip = result
+        if self._limiter is not None:
+            self._limiter.release(answered=True, round_trip=round_trip)
+        if answer.status >= 500:
+            self._gate.failed(probe=probe)
+        else:
+            self._gate.succeeded()
+        error = refusal(
+            answer,
+            promised_object=call.promised_object,
+            keyed=call.key is not None,
+            only_throttled=tried.only_throttled,
+        )
+        if error is None:
+            return answer
+        if isinstance(error, RateLimitError) and self._limiter is not None:
+            asked = min(error.retry_after or 0.0, MAX_RETRY_AFTER)
+            self._limiter.hold(max(asked, self._limiter.period))
+        _clean(error, secret, call.content)
+        return error
+
+    def _give_back(self, *, sent: bool) -> None:
+        if self._limiter is None:
+            return
+        if sent:
+            self._limiter.release(answered=False)
+        else:
+            self._limiter.release_unused()
+
+    def _tell(
+        self,
+        call: Call,
+        tried: Tried,
+        elapsed: float,
+        status: int | None,
+        error: LoopsError | None = None,
+        final: LoopsError | None = None,
+    ) -> None:
+        retry_in = tried.wait if error is not None and final is None else None
+        if _logger.isEnabledFor(logging.DEBUG):
+            _logger.debug(
+                "attempt %d: %s in %.0f ms%s",
+                tried.attempts,
+                status if error is None else error.args[0],
+                elapsed * 1000,
+                "" if retry_in is None else f", again in {retry_in:.1f} s",
+            )
+        if self._on_attempt is None:
+            return
+        attempt = Attempt(call.key, tried.attempts, status, error, elapsed, retry_in)
+        try:
+            self._on_attempt(attempt)
+        except Exception as hooks:  # noqa: BLE001 - a hook changes no outcome
+            _logger.error("on_attempt raised %s", type(hooks).__name__)
+
+
+async def _current(source: KeySource) -> Secret:
+    """Ask the callable for the key of now."""
+    assert callable(source)
+    try:
+        given = source()
+        key = hidden(await given if isawaitable(given) else given)
+    except Exception as error:  # noqa: BLE001 - its frames may hold the key
+        text = f"api_key: the callable raised {type(error).__name__}"
+    else:
+        return checked_key(key)
+    raise ConfigurationError(text)
+
+
+def _clean(error: TransportError | APIError, secret: Secret, content: object) -> None:
+    """Take the API key and the event's own values out of what others said."""
+    text = masked(str(error.args[0]).replace(secret, "***"), _leaves(content))
+    error.args = (text,)
+    if isinstance(error, APIError):
+        message = masked(error.message.replace(secret, "***"), _leaves(content))
+        error.message = message
+        error.body = error.body.replace(secret.encode(), b"***")
+        error.headers = {
+            name: value.replace(secret, "***") for name, value in error.headers.items()
+        }
+
+
+def _leaves(content: object) -> Iterator[object]:
+    """Yield the values of an event, or of any JSON."""
+    if isinstance(content, Event):
+        yield content.email
+        yield content.user_id
+        yield from content.event_properties.values()
+        yield from content.contact_properties.values()
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from _leaves(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _leaves(value)
+    else:
+        yield content

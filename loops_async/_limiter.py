@@ -1,0 +1,290 @@
+"""The rate limiter: a counting semaphore whose permits come back late.
+
+Law: a permit returns one period after the latest moment at which the server
+can have counted its request. A server counts a request no later than it
+answers, so with permits returned at ``answer + period`` no latencies and no
+kind of window can make the server see more than ``limit`` in a period.
+"""
+
+import asyncio
+import heapq
+import math
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import attrs
+
+from .errors import ConfigurationError
+
+_BULK_SHARE: Final = 10  # while both classes wait, bulk gets every tenth permit
+_SAMPLES: Final = 20  # round trips to be known before any credit is given
+_MARGIN: Final = 0.002  # seconds taken off the credit
+_AGE: Final = 60.0  # seconds after which a fastest round trip may be forgotten
+_SOONEST: Final = 0.001  # seconds; a shorter timer would spin on a coarse clock
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    loop: asyncio.AbstractEventLoop
+    turn: asyncio.Future[None]
+    granted: bool = False
+
+
+_Line: TypeAlias = OrderedDict[_Waiter, None]
+
+
+class RateLimiter:
+    """At most ``limit`` requests in any ``period`` seconds, as the server counts.
+
+    Share one between the clients of a team, in whatever event loops and
+    threads of the process they run. Two lines, each first come, first
+    served: single sends go before bulk, but while both wait bulk gets one
+    permit in ten.
+
+    Args:
+        limit: Requests, a whole number from 1.
+        period: Seconds.
+        clock: Monotonic seconds.
+
+    Raises:
+        ConfigurationError: if one is out of range.
+    """
+
+    def __init__(
+        self,
+        limit: int = 10,
+        period: float = 1.0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if type(limit) is not int or limit < 1:
+            msg = f"limit must be a whole number from 1, not {limit!r}"
+            raise ConfigurationError(msg)
+        if type(period) not in (int, float) or not 0 < period < math.inf:
+            msg = f"period must be a positive number of seconds, not {period!r}"
+            raise ConfigurationError(msg)
+        self.limit = limit
+        self.period = period
+        self._clock = clock
+        # Re-entrant, for a waiter collected as garbage while it is held.
+        self._lock = threading.RLock()
+        self._free = limit
+        self._due: list[float] = []  # a heap: when spent permits come back
+        self._held_until = -math.inf
+        self._single: _Line = OrderedDict()
+        self._bulk: _Line = OrderedDict()
+        self._passed_over = 0  # permits given to single sends while bulk waited
+        self._waiting_in: Counter[asyncio.AbstractEventLoop] = Counter()
+        self._alarms: dict[
+            asyncio.AbstractEventLoop, tuple[float, asyncio.TimerHandle]
+        ] = {}
+        self._fastest = _Fastest(clock)
+
+    def __repr__(self) -> str:
+        with self._lock:
+            now = self._clock()
+            self._collect(now)
+            waiting = len(self._single) + len(self._bulk)
+            held = max(0.0, self._held_until - now)
+            under_way = self.limit - self._free - len(self._due)
+            return (
+                f"<RateLimiter {self.limit} per {self.period:g} s: {self._free} free, "
+                f"{under_way} under way, {len(self._due)} coming back, "
+                f"{waiting} waiting" + (f", held for {held:.1f} s>" if held else ">")
+            )
+
+    def try_acquire(self) -> bool:
+        """Take a permit if one is free and nobody waits; never waits itself."""
+        with self._lock:
+            now = self._clock()
+            self._collect(now)
+            if not self._free or self._single or self._bulk or now < self._held_until:
+                return False
+            self._free -= 1
+            return True
+
+    async def acquire(self, *, bulk: bool = False) -> None:
+        """Take a permit; waits its turn. Cancelling gives the turn up."""
+        if self.try_acquire():
+            return
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(loop, loop.create_future())
+        line = self._bulk if bulk else self._single
+        with self._lock:
+            line[waiter] = None
+            self._waiting_in[loop] += 1
+            self._set_alarm(loop)
+        try:
+            await waiter.turn
+        except BaseException:  # cancelled, or thrown away with its loop
+            with self._lock:
+                if waiter.granted:
+                    self._free += 1
+                else:
+                    self._leave(line, waiter)
+                self._serve()
+            raise
+
+    def shortest_wait(self) -> float:
+        """Return the seconds at least that a single send arriving now waits."""
+        with self._lock:
+            now = self._clock()
+            self._collect(now)
+            rounds, place = divmod(len(self._single), self.limit)
+            if place < self._free:
+                soonest = now
+            elif place < self._free + len(self._due):
+                soonest = heapq.nsmallest(place - self._free + 1, self._due)[-1]
+            else:  # a permit that is under way now
+                soonest = now + self.period - self._credit()
+            return max(soonest, self._held_until) - now + rounds * self.period
+
+    def release(self, *, answered: bool, round_trip: float | None = None) -> None:
+        """Give a permit back one period after the server counted the request.
+
+        Args:
+            answered: Whether the answer has just arrived. Without one the
+                moment of counting is unknown and now is the best guess.
+            round_trip: Seconds from sending to the answer, if the connection
+                had been used before; from these the credit is learned.
+        """
+        with self._lock:
+            now = self._clock()
+            if round_trip is not None:
+                self._fastest.add(round_trip)
+            credit = self._credit() if answered else 0.0
+            heapq.heappush(self._due, now + self.period - credit)
+            self._serve()
+
+    def release_unused(self) -> None:
+        """Give a permit back whose request certainly never left."""
+        with self._lock:
+            self._free += 1
+            self._serve()
+
+    def hold(self, seconds: float) -> None:
+        """Grant nothing to anybody for so long; a shorter hold changes nothing."""
+        with self._lock:
+            self._held_until = max(self._held_until, self._clock() + seconds)
+
+    def _credit(self) -> float:
+        """Return how much earlier than ``answer + period`` a permit may return.
+
+        Safe while the way back of one request and the way out of a later one
+        together take at least this long.
+        """
+        fastest = self._fastest.known()
+        return 0.0 if fastest is None else max(0.0, fastest / 2 - _MARGIN)
+
+    def _collect(self, now: float) -> None:
+        while self._due and self._due[0] <= now:
+            heapq.heappop(self._due)
+            self._free += 1
+
+    def _serve(self) -> None:
+        """Grant what can be granted, and see to it that the rest is woken."""
+        now = self._clock()
+        self._collect(now)
+        if now >= self._held_until:
+            while self._free and (self._single or self._bulk):
+                line = self._next_line()
+                waiter = next(iter(line))
+                self._leave(line, waiter)
+                waiter.granted = _wake(waiter)
+                self._free -= waiter.granted
+        here = _running_loop()
+        if here is not None and self._waiting_in[here]:
+            self._set_alarm(here)
+
+    def _next_line(self) -> _Line:
+        if not self._bulk:
+            self._passed_over = 0
+            return self._single
+        if self._single and self._passed_over < _BULK_SHARE - 1:
+            self._passed_over += 1
+            return self._single
+        self._passed_over = 0
+        return self._bulk
+
+    def _leave(self, line: _Line, waiter: _Waiter) -> None:
+        del line[waiter]
+        self._waiting_in[waiter.loop] -= 1
+        if not self._waiting_in[waiter.loop]:  # keep no loop alive for nothing
+            del self._waiting_in[waiter.loop]
+            _, alarm = self._alarms.pop(waiter.loop, (0.0, None))
+            if alarm is not None and waiter.loop is _running_loop():
+                alarm.cancel()
+
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Wake the loop when the next permit is due; only from inside it.
+
+        While all permits are under way nothing is due. Whatever another loop
+        gives back then is due a period from now at the earliest, so the
+        alarm is set for that.
+        """
+        now = self._clock()
+        when = now if self._free else self._due[0] if self._due else now + self.period
+        when = max(when, self._held_until)
+        if loop in self._alarms:
+            set_for, alarm = self._alarms[loop]
+            if now < set_for <= when:
+                return  # it will ring early and be set again
+            alarm.cancel()
+        delay = max(when - now, _SOONEST)
+        self._alarms[loop] = when, loop.call_later(delay, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            self._alarms.pop(loop, None)
+            self._serve()
+
+
+class _Fastest:
+    """The fastest round trip of the last one to two minutes."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._samples = 0
+        self._before = self._now = math.inf
+        self._since = -math.inf
+
+    def add(self, round_trip: float) -> None:
+        now = self._clock()
+        if now - self._since >= _AGE:
+            self._before = self._now
+            self._now = math.inf
+            self._since = now
+        self._samples += 1
+        self._now = min(self._now, round_trip)
+
+    def known(self) -> float | None:
+        if self._samples < _SAMPLES:
+            return None
+        return min(self._before, self._now)
+
+
+def _wake(waiter: _Waiter) -> bool:
+    """Tell the waiter it has its permit; False if its loop is gone."""
+    if waiter.loop is _running_loop():
+        _resolve(waiter.turn)
+        return True
+    try:
+        waiter.loop.call_soon_threadsafe(_resolve, waiter.turn)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _resolve(turn: asyncio.Future[None]) -> None:
+    if not turn.done():  # else cancelled, and its permit is on its way back
+        turn.set_result(None)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

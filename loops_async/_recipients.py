@@ -1,0 +1,78 @@
+"""The allow-list that keeps a staging system from mailing customers."""
+
+from collections.abc import Iterable
+
+import attrs
+
+from .errors import ConfigurationError, RecipientNotAllowedError
+
+
+@attrs.frozen
+class Recipients:
+    """Whom a client may send to; made by `recipients`."""
+
+    emails: frozenset[str]
+    domains: frozenset[str]
+    user_ids: frozenset[str]
+
+    def check(self, email: object, user_id: object) -> None:
+        """Refuse unless each identifier that is there is allowed.
+
+        Raises:
+            RecipientNotAllowedError: naming the identifier's kind, not its
+                value.
+        """
+        if email is None and user_id is None:
+            msg = "allowed_recipients: no email or user ID to check"
+            raise RecipientNotAllowedError(msg)
+        if email is not None and not self._allows_email(email):
+            msg = "email is not in allowed_recipients"
+            raise RecipientNotAllowedError(msg)
+        if user_id is not None and user_id not in self.user_ids:
+            msg = "user_id is not in allowed_recipients"
+            raise RecipientNotAllowedError(msg)
+
+    def _allows_email(self, email: object) -> bool:
+        if not isinstance(email, str):
+            return False
+        folded = _folded(email)
+        _, _, domain = folded.rpartition("@")
+        return folded in self.emails or (
+            folded.count("@") == 1 and domain in self.domains
+        )
+
+
+def recipients(given: Iterable[str] | None) -> Recipients | None:
+    """Read ``allowed_recipients``; None allows everybody, empty nobody.
+
+    Raises:
+        ConfigurationError: if an entry is none of ``name@domain``,
+            ``@domain`` and ``user:ID``.
+    """
+    if given is None:
+        return None
+    if isinstance(given, str):
+        msg = "allowed_recipients must be a sequence of strings, not one string"
+        raise ConfigurationError(msg)
+    emails, domains, user_ids = set(), set(), set()
+    for entry in given:
+        if not isinstance(entry, str):
+            msg = f"allowed_recipients: {type(entry).__name__} is not a string"
+            raise ConfigurationError(msg)
+        name, at, domain = _folded(entry).rpartition("@")
+        if entry.startswith("user:") and len(entry) > len("user:"):
+            user_ids.add(entry.removeprefix("user:"))
+        elif at and domain and "@" not in name:
+            emails.add(f"{name}@{domain}") if name else domains.add(domain)
+        else:
+            msg = (
+                f"allowed_recipients: {entry!r} is none of name@domain, @domain "
+                "and user:ID"
+            )
+            raise ConfigurationError(msg)
+    return Recipients(frozenset(emails), frozenset(domains), frozenset(user_ids))
+
+
+def _folded(email: str) -> str:
+    """Fold ASCII case only: other folding makes equal what mail servers do not."""
+    return email.lower() if email.isascii() else email

@@ -1,0 +1,188 @@
+"""When to try one event again."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import attrs
+import backoff
+
+from .errors import (
+    APIError,
+    ClientClosedError,
+    ConfigurationError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    LoopsError,
+    RateLimitError,
+    RequestTimeoutError,
+)
+
+MAX_RETRY_AFTER: Final = 60.0  # seconds; who asks for more is not waited for
+
+
+def _at_least_one(_: object, attribute: "attrs.Attribute[int]", value: Any) -> None:
+    if type(value) is not int or value < 1:
+        msg = (
+            f"RetryPolicy.{attribute.name} must be a whole number from 1, not {value!r}"
+        )
+        raise ConfigurationError(msg)
+
+
+def _seconds(_: object, attribute: "attrs.Attribute[float]", value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        msg = f"RetryPolicy.{attribute.name} must be seconds from 0, not {value!r}"
+        raise ConfigurationError(msg)
+
+
+@attrs.frozen(kw_only=True)
+class RetryPolicy:
+    """How often and how patiently one event is tried.
+
+    The wait before try n+1 is drawn evenly from 0 to ``base * 2**(n-1)``
+    seconds, at most ``cap`` (exponential back-off with full jitter). What a
+    server asks for with Retry-After is never undercut.
+
+    Attributes:
+        attempts: The most requests made for one event; 1 means no retry.
+        base: Seconds, the longest first wait.
+        cap: Seconds, the longest wait.
+
+    Raises:
+        ConfigurationError: if one is out of range.
+    """
+
+    attempts: int = attrs.field(default=10, validator=_at_least_one)
+    base: float = attrs.field(default=0.5, validator=_seconds)
+    cap: float = attrs.field(default=20.0, validator=_seconds)
+
+    def waits(
+        self, jitter: Callable[[float], float] = backoff.full_jitter
+    ) -> Iterator[float]:
+        """Yield the seconds to wait after the first failure, the second, ..."""
+        longest = self.cap if self.base else 0.0  # 0 would double for ever
+        schedule = backoff.expo(base=2, factor=self.base, max_value=longest)
+        next(schedule)  # the generators of backoff begin with an empty yield
+        return map(jitter, schedule)
+
+
+@attrs.frozen
+class Attempt:
+    """One request of a call, as `on_attempt` is told of it.
+
+    Attributes:
+        idempotency_key: Of the event; None for a request without one.
+        number: From 1.
+        status: The answer's status; None if there was none.
+        error: Why it was not accepted; None if it was.
+        elapsed: Seconds from sending to the answer or its absence.
+        retry_in: Seconds until the next attempt may begin; None if none will.
+    """
+
+    idempotency_key: str | None
+    number: int
+    status: int | None
+    error: LoopsError | None
+    elapsed: float
+    retry_in: float | None
+
+
+class Tried:
+    """What has become of a call so far, and what is to become of it.
+
+    Args:
+        policy: How often and how patiently.
+        key: The idempotency key, for the errors.
+        repeatable: Whether to try again when nobody knows whether the last
+            attempt was accepted.
+        end: Loop time of the deadline, or None.
+        deadline: The same in seconds, for the errors.
+    """
+
+    __slots__ = (
+        "_deadline",
+        "_key",
+        "_last",
+        "_policy",
+        "_repeatable",
+        "_waits",
+        "ambiguous",
+        "attempts",
+        "end",
+        "only_throttled",
+        "wait",
+    )
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        key: str | None = None,
+        repeatable: bool = True,
+        end: float | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self._policy = policy
+        self._key = key
+        self._repeatable = repeatable
+        self._deadline = deadline
+        self._waits: Iterator[float] | None = None
+        self._last: LoopsError | None = None
+        self.end = end
+        self.attempts = 0
+        self.wait = 0.0  # seconds until the next attempt may begin
+        self.ambiguous = False  # some attempt may have been accepted
+        self.only_throttled = False  # all attempts were answered with 429
+
+    def failed(self, error: LoopsError, now: float) -> LoopsError | None:
+        """Note how an attempt ended.
+
+        Returns:
+            The error to raise, or None to try again after `wait`.
+        """
+        throttled = isinstance(error, RateLimitError)
+        self.only_throttled = throttled and (self.only_throttled or self.attempts == 1)
+        self.ambiguous = self.ambiguous or error.maybe_accepted
+        self._last = error
+        if self._waits is None:
+            self._waits = self._policy.waits()
+        self.wait = next(self._waits)
+        if self.attempts == 1 and isinstance(error, ConnectionLostError):
+            self.wait = 0.0  # most likely a kept connection that had gone stale
+        asked = error.retry_after if isinstance(error, APIError) else None
+        if asked is not None:
+            self.wait = max(self.wait, asked)
+        late = self.end is not None and now + self.wait > self.end
+        if (
+            not error.retryable
+            or self.attempts >= self._policy.attempts
+            or (error.maybe_accepted and not self._repeatable)
+            or (asked is not None and (asked > MAX_RETRY_AFTER or late))
+        ):
+            cut_short = isinstance(error, RequestTimeoutError) and late
+            return self.deadline_passed() if cut_short else self._complete(error)
+        return self.deadline_passed() if late else None
+
+    def deadline_passed(self) -> LoopsError:
+        """Return the error for a deadline that is over, or certain to be."""
+        text = f"the deadline of {self._deadline:g} s leaves no time"
+        if self.attempts:
+            text += " for another attempt"
+        return self._complete(DeadlineExceededError(self._with_last(text)))
+
+    def closed(self) -> LoopsError:
+        """Return the error for a client that was closed meanwhile."""
+        return self._complete(
+            ClientClosedError(self._with_last("the client is closed"))
+        )
+
+    def _with_last(self, text: str) -> str:
+        return text if self._last is None else f"{text}; the last: {self._last.args[0]}"
+
+    def _complete(self, error: LoopsError) -> LoopsError:
+        error.idempotency_key = self._key
+        error.attempts = self.attempts
+        error.maybe_accepted = self.ambiguous
+        if isinstance(error, DeadlineExceededError):
+            error.retryable = True
+        return error

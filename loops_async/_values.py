@@ -1,0 +1,210 @@
+"""What a name, an ID or a property may be on the wire.
+
+Each reader takes what a user gave and returns the plain wire value, or raises
+Refused with every rule it breaks. The rules are those of
+https://loops.so/docs/api-reference/send-event,
+https://loops.so/docs/events/properties and
+https://loops.so/docs/contacts/properties; the limit of 500 characters is in
+https://loops.so/docs/api-reference/intro.
+"""
+
+import json
+import math
+import re
+import uuid
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
+
+WireValue: TypeAlias = str | int | float | bool
+"""What a property is on the wire, and in an Event."""
+
+PropertyValue: TypeAlias = WireValue | date | Enum | uuid.UUID | Decimal
+"""What a property may be given as; a datetime (it is a date) must be aware."""
+
+MAX_TEXT: Final = 500
+MAX_INT: Final = 2**53
+
+# Even if each of its characters is escaped (\u0001), this many fit MAX_TEXT.
+SURELY_SHORT: Final = 83
+
+_Rules: TypeAlias = tuple[tuple[re.Pattern[str], str], ...]
+"""What a text must match in full, and what to say if it does not."""
+
+
+class Refused(Exception):
+    """A value breaks rules; the arguments say which."""
+
+
+def identifier(given: Any, rules: _Rules = ()) -> str:
+    """Read a name or an ID."""
+    value = given.value if isinstance(given, Enum) else given
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if not isinstance(value, str):
+        raise Refused(f"must be a string, not {kind_of(value)}")
+    if not value or value.isspace():
+        raise Refused("must not be empty")
+    broken = [why for good, why in _ALL_NAMES + rules if not good.fullmatch(value)]
+    if broken:
+        raise Refused(*broken)
+    return _text(str.__str__(value))
+
+
+_ALL_NAMES: Final[_Rules] = (
+    (re.compile(r"(?s)\S(?:.*\S)?"), "must not begin or end with white space"),
+    (re.compile(r"[^\x00-\x1f\x7f-\x9f]+"), "must not contain control characters"),
+)
+
+
+def event_name(given: Any) -> str:
+    return identifier(given, _EVENT_NAME)
+
+
+def email(given: Any) -> str:
+    return identifier(given, _EMAIL)
+
+
+def idempotency_key(given: Any) -> str:
+    return identifier(given, _KEY)
+
+
+_EVENT_NAME: Final[_Rules] = ((re.compile(r"[^:]+"), "must not contain ':'"),)
+_EMAIL: Final[_Rules] = (
+    (
+        re.compile(r"[^@\s]+@[^@\s]+"),
+        "must be of the form name@domain, with one @ and no spaces",
+    ),
+)
+_KEY: Final[_Rules] = (
+    (re.compile(r"[\x00-\x7f]+"), "must be ASCII"),
+    (re.compile(r"(?s).{1,100}"), "must not be longer than 100 characters"),
+)
+
+name = lru_cache(maxsize=4096)(identifier)  # names recur
+
+
+@lru_cache(maxsize=4096)
+def contact_property_name(given: Any) -> str:
+    """Read the name of a contact property.
+
+    Contact properties share the root of the body with Loops' own fields.
+    """
+    name = identifier(given)
+    twin = re.sub(r"[\W_]", "", name).casefold()
+    if twin in _IDENTITY:
+        raise Refused(f"identifies the contact: use the argument {_IDENTITY[twin]}")
+    known = _KNOWN.get(twin)
+    if known is None or (name != known and "_" not in name):
+        return name
+    if known in _FIELDS:
+        raise Refused(f"is a field of the event: use the argument {_FIELDS[known]}")
+    if known in _RESERVED:
+        raise Refused(f"{known} is reserved by Loops")
+    if name != known:
+        raise Refused(f"is spelled {known} in Loops")
+    return name
+
+
+_IDENTITY: Final = {"email": "email", "userid": "user_id"}
+_FIELDS: Final = {
+    "eventName": "event_name",
+    "eventProperties": "event_properties",
+    "mailingLists": "mailing_lists",
+}
+_RESERVED: Final = ("id", "listId", "softDeleteAt", "teamId", "updatedAt")
+_DEFAULTS: Final = ("firstName", "lastName", "source", "subscribed", "userGroup")
+_KNOWN: Final = {name.casefold(): name for name in (*_FIELDS, *_RESERVED, *_DEFAULTS)}
+
+
+def membership(given: Any) -> bool:
+    if given is True or given is False:
+        return given
+    raise Refused(f"must be True or False, not {kind_of(given)}")
+
+
+def value_or_none(given: Any) -> WireValue | None:
+    return None if given is None else value(given)
+
+
+def value(given: Any) -> WireValue:
+    """Read a property's value."""
+    kind = type(given)
+    if kind is str:
+        return _text(given)
+    if kind is bool:
+        return given  # type: ignore[no-any-return]
+    if kind is int:
+        if -MAX_INT <= given <= MAX_INT:
+            return given  # type: ignore[no-any-return]
+        raise Refused("integers beyond 2**53 lose digits, send a string")
+    if kind is float:
+        if math.isfinite(given):
+            return given  # type: ignore[no-any-return]
+        what = "NaN" if math.isnan(given) else "infinity"
+        raise Refused(f"{what} is not a JSON number")
+    if given is None:
+        raise Refused("None is only for contact properties, leave it out")
+    return _converted(given)
+
+
+def _converted(given: Any) -> WireValue:
+    """Read what is no plain JSON scalar but stands for one."""
+    match given:
+        case Enum():
+            return value(given.value)
+        case datetime():
+            return _moment(given)
+        case date():
+            return given.isoformat()
+        case uuid.UUID():
+            return str(given)
+        case Decimal():
+            return value(_number(given))
+        case str():
+            return _text(str.__str__(given))
+        case int():
+            return value(int(given))
+        case float():
+            return value(float(given))
+    raise Refused(
+        f"{kind_of(given)} cannot be sent, only strings, numbers, booleans and dates"
+    )
+
+
+def _number(given: Decimal) -> int | float:
+    if given.is_nan():  # float() refuses a signalling one
+        return math.nan
+    # An int of a huge exponent would fill the memory, a float lose digits.
+    if given.is_finite() and abs(given) > MAX_INT:
+        return MAX_INT + 1
+    whole = given.is_finite() and given == given.to_integral_value()
+    return int(given) if whole else float(given)
+
+
+def _moment(given: datetime) -> str:
+    if given.utcoffset() is None:
+        raise Refused("the datetime has no time zone")
+    try:
+        utc = given.astimezone(UTC)
+    except OverflowError:
+        raise Refused("the datetime is out of range in UTC") from None
+    return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _text(text: str) -> str:
+    if len(text) <= SURELY_SHORT and text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Refused("is not valid Unicode (a lone surrogate)") from None
+    if len(json.dumps(text, ensure_ascii=False)) > MAX_TEXT:
+        raise Refused(f"longer than {MAX_TEXT} characters, as JSON with its quotes")
+    return text
+
+
+def kind_of(value: object) -> str:
+    return "None" if value is None else type(value).__name__
