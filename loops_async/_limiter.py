@@ -157,7 +157,8 @@ class RateLimiter:
                 self._fastest.add(round_trip)
             credit = self._credit() if answered else 0.0
             heapq.heappush(self._due, now + self.period - credit)
-            self._serve()
+            if self._single or self._bulk:
+                self._serve()
 
     def release_unused(self) -> None:
         """Give a permit back whose request certainly never left."""

@@ -99,19 +99,13 @@ class Tried:
         deadline: The same in seconds, for the errors.
     """
 
-    __slots__ = (
-        "_deadline",
-        "_key",
-        "_last",
-        "_policy",
-        "_repeatable",
-        "_waits",
-        "ambiguous",
-        "attempts",
-        "end",
-        "only_throttled",
-        "wait",
-    )
+    # Defaults of the class, so that a call which goes well sets little.
+    attempts = 0
+    wait = 0.0  # seconds until the next attempt may begin
+    ambiguous = False  # some attempt may have been accepted
+    only_throttled = False  # all attempts were answered with 429
+    _waits: Iterator[float] | None = None
+    _last: LoopsError | None = None
 
     def __init__(
         self,
@@ -126,13 +120,7 @@ class Tried:
         self._key = key
         self._repeatable = repeatable
         self._deadline = deadline
-        self._waits: Iterator[float] | None = None
-        self._last: LoopsError | None = None
         self.end = end
-        self.attempts = 0
-        self.wait = 0.0  # seconds until the next attempt may begin
-        self.ambiguous = False  # some attempt may have been accepted
-        self.only_throttled = False  # all attempts were answered with 429
 
     def failed(self, error: LoopsError, now: float) -> LoopsError | None:
         """Note how an attempt ended.

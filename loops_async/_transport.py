@@ -31,6 +31,11 @@ from .errors import (
 
 CONNECT_TIMEOUT: Final = 10.0
 
+# Our own scope bounds an attempt: aiohttp's `total` rounds up from 5 s on.
+_TIMEOUT: Final = aiohttp.ClientTimeout(
+    total=None, connect=CONNECT_TIMEOUT, ceil_threshold=math.inf
+)
+
 Exchange: TypeAlias = tuple[Answer, float | None]
 """An answer, and the seconds it took if the connection had been used before."""
 
@@ -70,28 +75,38 @@ class Transport:
         self._connector: _Connector | None = None
         self._keeper: AsyncGenerator[None] | None = None
         if session is None:
-            self._connector = _Connector(limit=max_connections, ttl_dns_cache=60)
+            self._connector = _Connector(
+                limit=max_connections, ttl_dns_cache=60, ssl=ssl_context or True
+            )
             session = aiohttp.ClientSession(
-                connector=self._connector, cookie_jar=aiohttp.DummyCookieJar()
+                connector=self._connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=_HEADERS,
+                proxy=proxy,
+                auto_decompress=False,
+                read_bufsize=MAX_BODY,
+                timeout=_TIMEOUT,
             )
             self._keeper = _close_at_shutdown(session)
-        elif session.connector is not None:
-            of_session = (session.connector.limit, session.connector.limit_per_host)
-            max_connections = min(max_connections, *filter(None, of_session))
+            # Only what differs from the session's own goes with each request.
+            self._headers: dict[str, str] = {}
+            self._options: dict[str, Any] = {"allow_redirects": False}
+        else:
+            if session.connector is not None:
+                limits = (session.connector.limit, session.connector.limit_per_host)
+                max_connections = min(max_connections, *filter(None, limits))
+            self._headers = _HEADERS
+            self._options = {
+                "allow_redirects": False,
+                "auto_decompress": False,
+                "proxy": proxy,
+                "raise_for_status": False,
+                "read_bufsize": MAX_BODY,
+                "ssl": ssl_context or True,
+                "timeout": _TIMEOUT,
+            }
         self.slots = asyncio.Semaphore(max_connections)
         self._session = session
-        self._options: dict[str, Any] = {
-            "allow_redirects": False,
-            "auto_decompress": False,
-            "proxy": proxy,
-            "raise_for_status": False,
-            "read_bufsize": MAX_BODY,
-            "ssl": True if ssl_context is None else ssl_context,
-            # Our own scope bounds the attempt: `total` rounds up from 5 s on.
-            "timeout": aiohttp.ClientTimeout(
-                total=None, connect=CONNECT_TIMEOUT, ceil_threshold=math.inf
-            ),
-        }
         self._under_way: set[asyncio.Timeout] = set()
         self._drained: asyncio.Future[None] | None = None
         self._cut = False
@@ -138,7 +153,7 @@ class Transport:
         Returns:
             The answer, whatever its status, or the error there was instead.
         """
-        headers = {**_HEADERS, _AUTHORIZATION: Secret(f"Bearer {secret}")}
+        headers = {**self._headers, _AUTHORIZATION: Secret(f"Bearer {secret}")}
         if call.key is not None:
             headers[_IDEMPOTENCY_KEY] = call.key
         task = asyncio.current_task()
@@ -181,7 +196,7 @@ class Transport:
         """Tell, once, what connection the task's request got."""
         if self._connector is None:
             return "unknown"
-        return self._connector.connections.pop(task, "none")
+        return self._connector.connections.pop(task, "used")
 
     def _translate(
         self, error: Exception, scope: asyncio.Timeout, connection: _Connection
@@ -239,16 +254,14 @@ class _Connector(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.connections: dict[asyncio.Task[Any] | None, _Connection] = {}
-        self._used: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    async def connect(self, *args: Any, **kwargs: Any) -> Any:
-        connection = await super().connect(*args, **kwargs)
-        protocol = connection.protocol
-        used = protocol in self._used
-        if not used:
-            self._used.add(protocol)
-        self.connections[asyncio.current_task()] = "used" if used else "new"
-        return connection
+    # Called only when no used connection is to be had, so it costs others nothing.
+    async def _create_connection(self, *args: Any) -> Any:
+        task = asyncio.current_task()
+        self.connections[task] = "none"
+        protocol = await super()._create_connection(*args)
+        self.connections[task] = "new"
+        return protocol
 
 
 async def _close_at_shutdown(session: aiohttp.ClientSession) -> AsyncGenerator[None]:

@@ -18,6 +18,8 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
+import attrs
+
 WireValue: TypeAlias = str | int | float | bool
 """What a property is on the wire, and in an Event."""
 
@@ -30,16 +32,57 @@ MAX_INT: Final = 2**53
 # Even if each of its characters is escaped (\u0001), this many fit MAX_TEXT.
 SURELY_SHORT: Final = 83
 
-_Rules: TypeAlias = tuple[tuple[re.Pattern[str], str], ...]
-"""What a text must match in full, and what to say if it does not."""
+
+@attrs.frozen
+class _Kind:
+    """A kind of name or ID.
+
+    Attributes:
+        plain: What needs no closer look; most are.
+        rules: What must be matched in full, and what to say if it is not.
+    """
+
+    plain: re.Pattern[str]
+    rules: tuple[tuple[re.Pattern[str], str], ...]
 
 
 class Refused(Exception):
     """A value breaks rules; the arguments say which."""
 
 
-def identifier(given: Any, rules: _Rules = ()) -> str:
+_ALL_NAMES: Final = (
+    (re.compile(r"(?s)\S(?:.*\S)?"), "must not begin or end with white space"),
+    (re.compile(r"[^\x00-\x1f\x7f-\x9f]+"), "must not contain control characters"),
+)
+_IDENTIFIER: Final = _Kind(re.compile(r"(?a)[\w.@:|+-]{1,83}"), _ALL_NAMES)
+_EVENT_NAME: Final = _Kind(
+    re.compile(r"(?a)[\w.-]{1,83}"),
+    (*_ALL_NAMES, (re.compile(r"[^:]+"), "must not contain ':'")),
+)
+_EMAIL: Final = _Kind(
+    re.compile(r"(?a)[\w.+-]{1,40}@[\w.-]{1,40}"),
+    (
+        *_ALL_NAMES,
+        (
+            re.compile(r"[^@\s]+@[^@\s]+"),
+            "must be of the form name@domain, with one @ and no spaces",
+        ),
+    ),
+)
+_KEY: Final = _Kind(
+    re.compile(r"(?a)[\w.-]{1,83}"),
+    (
+        *_ALL_NAMES,
+        (re.compile(r"[\x00-\x7f]+"), "must be ASCII"),
+        (re.compile(r"(?s).{1,100}"), "must not be longer than 100 characters"),
+    ),
+)
+
+
+def identifier(given: Any, kind: _Kind = _IDENTIFIER) -> str:
     """Read a name or an ID."""
+    if type(given) is str and kind.plain.fullmatch(given):
+        return given
     value = given.value if isinstance(given, Enum) else given
     if isinstance(value, uuid.UUID):
         return str(value)
@@ -47,16 +90,10 @@ def identifier(given: Any, rules: _Rules = ()) -> str:
         raise Refused(f"must be a string, not {kind_of(value)}")
     if not value or value.isspace():
         raise Refused("must not be empty")
-    broken = [why for good, why in _ALL_NAMES + rules if not good.fullmatch(value)]
+    broken = [why for good, why in kind.rules if not good.fullmatch(value)]
     if broken:
         raise Refused(*broken)
     return _text(str.__str__(value))
-
-
-_ALL_NAMES: Final[_Rules] = (
-    (re.compile(r"(?s)\S(?:.*\S)?"), "must not begin or end with white space"),
-    (re.compile(r"[^\x00-\x1f\x7f-\x9f]+"), "must not contain control characters"),
-)
 
 
 def event_name(given: Any) -> str:
@@ -70,18 +107,6 @@ def email(given: Any) -> str:
 def idempotency_key(given: Any) -> str:
     return identifier(given, _KEY)
 
-
-_EVENT_NAME: Final[_Rules] = ((re.compile(r"[^:]+"), "must not contain ':'"),)
-_EMAIL: Final[_Rules] = (
-    (
-        re.compile(r"[^@\s]+@[^@\s]+"),
-        "must be of the form name@domain, with one @ and no spaces",
-    ),
-)
-_KEY: Final[_Rules] = (
-    (re.compile(r"[\x00-\x7f]+"), "must be ASCII"),
-    (re.compile(r"(?s).{1,100}"), "must not be longer than 100 characters"),
-)
 
 name = lru_cache(maxsize=4096)(identifier)  # names recur
 

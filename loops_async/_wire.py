@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
@@ -96,13 +97,18 @@ class Answer:
 
 def rate_limit(headers: Mapping[str, str]) -> RateLimit | None:
     """Read the two rate headers; None unless both are plain counts."""
-    limit = headers.get("x-ratelimit-limit", "")
-    remaining = headers.get("x-ratelimit-remaining", "")
+    return _rate_limit(headers.get(_LIMIT, ""), headers.get(_REMAINING, ""))
+
+
+@lru_cache(maxsize=1024)
+def _rate_limit(limit: str, remaining: str) -> RateLimit | None:
     if _COUNT.fullmatch(limit) and _COUNT.fullmatch(remaining):
         return RateLimit(int(limit), int(remaining))
     return None
 
 
+_LIMIT: Final = "X-RateLimit-Limit"
+_REMAINING: Final = "X-RateLimit-Remaining"
 _COUNT: Final = re.compile(r"[0-9]{1,9}")
 
 

@@ -286,7 +286,9 @@ class Sandbox:
 
     def _make_loops(self) -> Loops:
         lists: Any = self.lists
-        limited = self.rate_limit is not None
+        window = None
+        if self.rate_limit is not None:
+            window = make_window(self.window, self.rate_limit, self.period)
         return Loops(
             api_key=lambda: self.api_key,
             team=Team(
@@ -295,10 +297,6 @@ class Sandbox:
                 behaviour=self.behaviour,
                 events=deque(maxlen=self.max_events),
             ),
-            window=(
-                make_window(self.window, self.rate_limit or 0, self.period)
-                if limited
-                else None
-            ),
+            window=window,
             behaviour=self.behaviour,
         )

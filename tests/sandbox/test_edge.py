@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from loops_async.sandbox import Behaviour, Sandbox
+from loops_async.sandbox._world import Delays, World
 
 from .support import AUTH, KEY, SEND, Connection, ask, ask_send, event, until
 
@@ -324,21 +325,28 @@ def test_stopping_is_prompt_whatever_the_connections_do() -> None:
     play(scene, latency_before=3600)
 
 
-def test_setup_latency_is_paid_once_per_connection() -> None:
-    delays: list[float] = []
+def test_setup_latency_is_paid_once_per_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[float] = []
+    draw = World.draw_delays
+
+    def spy(world: World, *, first: bool) -> Delays:
+        delays = draw(world, first=first)
+        drawn.append(delays.setup)
+        return delays
 
     async def scene(sandbox: Sandbox) -> None:
-        connection = await Connection.open(sandbox)
-        loop = asyncio.get_running_loop()
         for _ in "ab":
-            began = loop.time()
-            await connection.write("GET", "/api/v1/lists")
-            await connection.read()
-            delays.append(loop.time() - began)
-        await connection.close()
+            connection = await Connection.open(sandbox)
+            for _ in "abc":
+                await connection.write("GET", "/api/v1/lists")
+                await connection.read()
+            await connection.close()
 
-    play(scene, setup_latency=0.2)
-    assert delays[0] >= 0.2 > delays[1]
+    monkeypatch.setattr(World, "draw_delays", spy)
+    play(scene, setup_latency=0.01)
+    assert drawn == [0.01, 0.0, 0.0] * 2
 
 
 def test_a_sandbox_works_under_uvloop() -> None:
