@@ -20,7 +20,7 @@ from ._limiter import RateLimiter
 from ._recipients import recipients
 from ._retry import Attempt, RetryPolicy
 from ._settings import KeySource
-from ._values import PropertyValue, Refused
+from ._values import NOTHING, PropertyValue, Refused
 from ._values import idempotency_key as _read_key
 from ._wire import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Call, RateLimit, rate_limit
 from .errors import ClientClosedError, ConfigurationError, RecipientNotAllowedError
@@ -28,7 +28,7 @@ from .errors import ClientClosedError, ConfigurationError, RecipientNotAllowedEr
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-    from ._delivery import Delivered, Delivery
+    from ._delivery import Delivery
 
 
 @attrs.frozen
@@ -107,6 +107,7 @@ class AsyncLoopsClient:
         on_attempt: Callable[[Attempt], object] | None = None,
     ) -> None:
         self._deliveries: dict[asyncio.AbstractEventLoop, Delivery] = {}
+        self._latest: Delivery | None = None
         self._closed = False
         key = _settings.hidden(api_key)
         del api_key  # should anything below raise, no local here shows it
@@ -138,6 +139,7 @@ class AsyncLoopsClient:
                 "ssl_context", ssl_context, ssl.SSLContext, NoneType
             ),
             "proxy": _settings.proxy_for(self._base_url, proxy),
+            "usual_limit": self._timeout,
         }
         self._converter = make_converter()
 
@@ -157,7 +159,7 @@ class AsyncLoopsClient:
         await self.aclose()
 
     def __del__(self) -> None:
-        if any(not d.closed for d in getattr(self, "_deliveries", {}).values()):
+        if any(d.transport.usable for d in getattr(self, "_deliveries", {}).values()):
             text = "unclosed AsyncLoopsClient: use async with, or await aclose()"
             warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
 
@@ -205,10 +207,16 @@ class AsyncLoopsClient:
     ) -> Receipt: ...
     async def send_event(
         self,
-        *subject: Any,
+        event_name: Event | str | None = None,
+        *,
+        email: str | None = None,
+        user_id: str | None = None,
+        event_properties: Mapping[str, PropertyValue] = NOTHING,
+        contact_properties: Mapping[str, PropertyValue | None] = NOTHING,
+        mailing_lists: Mapping[str, bool] = NOTHING,
+        idempotency_key: str | None = None,
         timeout: float | None | EllipsisType = ...,
         deadline: float | None | EllipsisType = ...,
-        **fields: Any,
     ) -> Receipt:
         """Send one event and wait until Loops has it.
 
@@ -217,10 +225,15 @@ class AsyncLoopsClient:
         carries the same idempotency key and the same bytes.
 
         Args:
-            *subject: The Event, or the event's name.
+            event_name: The name, or an Event.
+            email: As in Event, like the others up to the key.
+            user_id: As in Event.
+            event_properties: As in Event.
+            contact_properties: As in Event.
+            mailing_lists: As in Event.
+            idempotency_key: As in Event.
             timeout: Instead of the client's, for this call.
             deadline: Instead of the client's, for this call.
-            **fields: The other arguments of Event.
 
         Returns:
             The receipt; Loops has accepted the event, now or before.
@@ -231,13 +244,28 @@ class AsyncLoopsClient:
             LoopsError: any other of the tree in `loops_async.errors`. If its
                 ``maybe_accepted`` is false, Loops does not have the event.
         """
-        if len(subject) == 1 and isinstance(subject[0], Event):
-            if fields:
-                msg = f"an Event and {', '.join(fields)}: use event.replace(...)"
-                raise TypeError(msg)
-            event = subject[0]
+        if not isinstance(event_name, Event):
+            event = Event(
+                event_name,  # type: ignore[arg-type]  # None is refused with the rest
+                email=email,
+                user_id=user_id,
+                event_properties=event_properties,
+                contact_properties=contact_properties,
+                mailing_lists=mailing_lists,
+                idempotency_key=idempotency_key,
+            )
+        elif (
+            email is None
+            and user_id is None
+            and event_properties is NOTHING
+            and contact_properties is NOTHING
+            and mailing_lists is NOTHING
+            and idempotency_key is None
+        ):
+            event = event_name
         else:
-            event = Event(*subject, **fields)
+            msg = "an Event and fields of one: use event.replace(...)"
+            raise TypeError(msg)
         key = event.idempotency_key
         if self._recipients is not None:
             self._check_recipient(event.email, event.user_id, key)
@@ -257,15 +285,10 @@ class AsyncLoopsClient:
             if deadline is ...
             else _settings.checked_seconds("deadline", deadline),
         )
-        delivered = await self._deliver(call)
-        answer = delivered.answer
-        return Receipt(
-            key,
-            delivered.attempts,
-            answer.status == 409,
-            delivered.elapsed,
-            rate_limit(answer.headers),
-        )
+        delivery = self._ready(key) or await self._open()
+        answer, attempts, elapsed = await delivery.deliver(call)
+        duplicate = answer.status == 409
+        return Receipt(key, attempts, duplicate, elapsed, rate_limit(answer.headers))
 
     async def request(
         self,
@@ -346,7 +369,9 @@ class AsyncLoopsClient:
             repeatable=idempotency_key is not None or method in _REPEATABLE,
             max_body=max_body,
         )
-        return (await self._deliver(call)).answer.json()
+        delivery = self._ready(idempotency_key) or await self._open()
+        answer, _, _ = await delivery.deliver(call)
+        return answer.json()
 
     async def test_api_key(self) -> dict[str, Any]:
         """Ask Loops whether the key is good: GET /v1/api-key.
@@ -385,21 +410,24 @@ class AsyncLoopsClient:
             refused.idempotency_key = key
             raise
 
-    async def _deliver(self, call: Call) -> "Delivered":
+    def _ready(self, key: str | None) -> "Delivery | None":
+        """Return the delivery of the running loop, if it was used last."""
         if self._closed:
             closed = ClientClosedError("the client is closed")
-            closed.idempotency_key = call.key
+            closed.idempotency_key = key
             raise closed
-        delivery = self._deliveries.get(asyncio.get_running_loop())
-        if delivery is None or delivery.closed:
-            delivery = await self._open()
-        return await delivery.deliver(call)
+        latest = self._latest
+        return latest if latest is not None and latest.transport.usable else None
 
     async def _open(self) -> "Delivery":
         """Connect the client to the running event loop; does not wait."""
         from ._delivery import Delivery  # noqa: PLC0415
         from ._transport import Transport  # noqa: PLC0415
 
+        known = self._deliveries.get(asyncio.get_running_loop())
+        if known is not None and known.transport.usable:
+            self._latest = known
+            return known
         for loop in [loop for loop in self._deliveries if loop.is_closed()]:
             del self._deliveries[loop]
         if self._session is not None and (self._session.closed or self._deliveries):
@@ -407,14 +435,14 @@ class AsyncLoopsClient:
             raise ConfigurationError(msg)
         transport = Transport(self._session, **self._connections)
         await transport.open()
-        delivery = self._deliveries[transport.loop] = Delivery(
+        self._latest = self._deliveries[transport.loop] = Delivery(
             transport,
             api_key=self._api_key,
             limiter=self._limiter,
             policy=self._retry,
             on_attempt=self._on_attempt,
         )
-        return delivery
+        return self._latest
 
 
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")

@@ -5,8 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from inspect import isawaitable
-
-import attrs
+from typing import TypeAlias
 
 from ._events import Event
 from ._gate import OutageGate
@@ -26,13 +25,8 @@ from .errors import (
 _logger = logging.getLogger("loops_async")
 
 
-@attrs.frozen
-class Delivered:
-    """The answer that ended a call well."""
-
-    answer: Answer
-    attempts: int
-    elapsed: float
+Delivered: TypeAlias = tuple[Answer, int, float]
+"""The answer that ended a call well, after how many attempts and seconds."""
 
 
 class Delivery:
@@ -47,19 +41,19 @@ class Delivery:
         policy: RetryPolicy,
         on_attempt: Callable[[Attempt], object] | None,
     ) -> None:
-        self._transport = transport
+        self.transport = transport
         self._loop = transport.loop
         self._api_key = api_key
         self._limiter = limiter
         self._policy = policy
         self._on_attempt = on_attempt
         self._gate = OutageGate()
+        # Requests wait here, not in the pool, where they would eat time-outs.
+        self._slots: asyncio.Semaphore | None = None
+        if limiter is None or limiter.limit > transport.max_connections:
+            self._slots = asyncio.Semaphore(transport.max_connections)
         self._waiting: set[asyncio.Timeout] = set()
         self._closing = False
-
-    @property
-    def closed(self) -> bool:
-        return self._transport.closed
 
     async def close(self, grace: float) -> None:
         """Turn away what waits, let what is under way end, and close."""
@@ -67,7 +61,7 @@ class Delivery:
         for scope in self._waiting:
             with suppress(RuntimeError):  # it is expiring by itself
                 scope.reschedule(self._loop.time())
-        await self._transport.close(grace)
+        await self.transport.close(grace)
 
     async def deliver(self, call: Call) -> Delivered:
         """Make the call; waits for the gate, a permit, a slot and the answer.
@@ -75,60 +69,61 @@ class Delivery:
         Raises:
             LoopsError: complete with key, attempts and ``maybe_accepted``.
         """
-        began = self._loop.time()
-        tried = Tried(
-            self._policy,
-            key=call.key,
-            repeatable=call.repeatable,
-            end=None if call.deadline is None else began + call.deadline,
-            deadline=call.deadline,
-        )
+        began = sent = self._loop.time()
+        end = None if call.deadline is None else began + call.deadline
+        tried = Tried(self._policy, call, end)
         while True:
-            probe = await self._admitted(tried)
-            if probe is None:
-                raise tried.closed() if self._closing else tried.deadline_passed()
-            sent = self._loop.time()
+            probe = False
+            if tried.wait or not self._goes_at_once():
+                probe = await self._admitted(tried)
+                sent = self._loop.time()
+            elif self._slots is not None:
+                await self._slots.acquire()
             tried.attempts += 1
             result = await self._attempt(call, tried, sent, probe=probe)
             now = self._loop.time()
             if isinstance(result, Answer):
-                self._tell(call, tried, now - sent, result.status)
-                return Delivered(result, tried.attempts, now - began)
+                if self._on_attempt is not None or _logger.isEnabledFor(logging.DEBUG):
+                    self._tell(call, tried, now - sent, result.status)
+                return result, tried.attempts, now - began
             final = tried.failed(result, now)
             status = result.status if isinstance(result, APIError) else None
             self._tell(call, tried, now - sent, status, result, final)
             if final is not None:
                 raise final
+            sent = now
 
-    async def _admitted(self, tried: Tried) -> bool | None:
+    def _goes_at_once(self) -> bool:
+        """Take a permit if nothing at all has to be waited for."""
+        return (
+            self._gate.is_open
+            and not self._closing
+            and (self._slots is None or not self._slots.locked())
+            and (self._limiter is None or self._limiter.try_acquire())
+        )
+
+    async def _admitted(self, tried: Tried) -> bool:
         """Wait until the next attempt may go out.
 
         Returns:
-            Whether it is the probe of the gate; None if there is no time
-            left, or the client was closed.
+            Whether it is the probe of the gate.
+
+        Raises:
+            DeadlineExceededError: if there is no time left, or will be none.
+            ClientClosedError: if the client was closed.
         """
-        slots = self._transport.slots
-        if (
-            not tried.wait
-            and not self._closing
-            and self._gate.is_open
-            and not slots.locked()
-            and (self._limiter is None or self._limiter.try_acquire())
-        ):
-            await slots.acquire()
-            return False
-        if self._closing or self._too_late(tried):
-            return None
-        try:
-            async with asyncio.timeout_at(tried.end) as scope:
-                self._waiting.add(scope)
-                try:
-                    await asyncio.sleep(tried.wait)
-                    return await self._pass()
-                finally:
-                    self._waiting.discard(scope)
-        except TimeoutError:
-            return None
+        if not self._closing and not self._too_late(tried):
+            try:
+                async with asyncio.timeout_at(tried.end) as scope:
+                    self._waiting.add(scope)
+                    try:
+                        await asyncio.sleep(tried.wait)
+                        return await self._pass()
+                    finally:
+                        self._waiting.discard(scope)
+            except TimeoutError:
+                pass
+        raise tried.closed() if self._closing else tried.deadline_passed()
 
     def _too_late(self, tried: Tried) -> bool:
         if tried.end is None:
@@ -141,15 +136,14 @@ class Delivery:
         """Take the gate, a permit and a slot; return whether as the probe."""
         while True:
             probe = await self._gate.enter()
-            permit = self._limiter
             try:
-                if permit is not None:
-                    await permit.acquire()
+                if self._limiter is not None:
+                    await self._limiter.acquire()
                 try:
-                    await self._transport.slots.acquire()
+                    if self._slots is not None:
+                        await self._slots.acquire()
                 except BaseException:
-                    if permit is not None:
-                        permit.release_unused()
+                    self._give_back(sent=False)
                     raise
             except BaseException:
                 self._gate.left(probe=probe)
@@ -157,30 +151,32 @@ class Delivery:
             if probe or self._gate.is_open:
                 return probe
             # The gate closed while this one waited for its permit.
-            self._transport.slots.release()
-            if permit is not None:
-                permit.release_unused()
+            self._give_back(sent=False)
+            if self._slots is not None:
+                self._slots.release()
 
     async def _attempt(
         self, call: Call, tried: Tried, now: float, *, probe: bool
     ) -> Answer | LoopsError:
         """Make one request and give back what it took."""
-        until = None if call.timeout is None else now + call.timeout
-        if tried.end is not None and (until is None or tried.end < until):
-            until = tried.end
+        limit = call.timeout
+        if tried.end is not None:
+            left = max(tried.end - now, 0.001)  # 0 would be no limit
+            limit = left if limit is None else min(limit, left)
         sent = False
         try:
             key = self._api_key
             secret = key if isinstance(key, Secret) else await _current(key)
             sent = True
-            result = await self._transport.exchange(call, secret, until)
+            result = await self.transport.exchange(call, secret, limit)
         except BaseException:
             self._gate.left(probe=probe)
             self._give_back(sent=sent)
             raise
         finally:
-            self._transport.slots.release()
-        if isinstance(result, TransportError):
+            if self._slots is not None:
+                self._slots.release()
+        if not isinstance(result, tuple):
             self._gate.failed(probe=probe)
             self._give_back(sent=result.maybe_accepted)
             _clean(result, secret, ())

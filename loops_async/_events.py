@@ -1,36 +1,13 @@
 """Events: the value a user makes, valid from birth."""
 
-import uuid
-from collections.abc import Callable, Mapping
-from typing import Any, Final, Never, Self, TypeAlias, TypeVar
+from collections.abc import Mapping
+from typing import Any, Self
 
 import attrs
 
 from . import _values
-from ._values import PropertyValue, Refused, WireValue
+from ._values import NOTHING, PropertyValue, Refused, RefusedItems, WireValue
 from .errors import InvalidEventError
-
-_V = TypeVar("_V")
-_Reader: TypeAlias = Callable[[Any], Any]
-
-
-class FrozenDict(dict[str, _V]):
-    """A dict that stays as it was validated; picklable, equal to any dict."""
-
-    __slots__ = ()
-
-    def _refuse(self, *_args: object, **_kwargs: object) -> Never:
-        msg = "the mappings of an Event are frozen: use event.replace(...)"
-        raise TypeError(msg)
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
-
-    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, _V]]]:
-        return type(self), (dict(self),)
-
-
-_NOTHING: Final[FrozenDict[Any]] = FrozenDict()
 
 
 @attrs.define(frozen=True, init=False, hash=False)
@@ -71,45 +48,37 @@ class Event:
         *,
         email: str | None = None,
         user_id: str | None = None,
-        event_properties: Mapping[str, PropertyValue] = _NOTHING,
-        contact_properties: Mapping[str, PropertyValue | None] = _NOTHING,
-        mailing_lists: Mapping[str, bool] = _NOTHING,
+        event_properties: Mapping[str, PropertyValue] = NOTHING,
+        contact_properties: Mapping[str, PropertyValue | None] = NOTHING,
+        mailing_lists: Mapping[str, bool] = NOTHING,
         idempotency_key: str | None = None,
     ) -> None:
-        read = _Reading()
         put = object.__setattr__  # the one way into a frozen class
-        name = read.one("event_name", event_name, _values.event_name)
-        put(self, "event_name", name)
-        if email is not None:
-            email = read.one("email", email, _values.email)
-        elif user_id is None:
-            read.problems.append("email: required unless user_id is given")
-        put(self, "email", email)
-        if user_id is not None:
-            user_id = read.one("user_id", user_id, _values.identifier)
-        put(self, "user_id", user_id)
-        event_properties = read.all(
-            "event_properties", event_properties, _values.name, _values.value
-        )
-        put(self, "event_properties", event_properties)
-        contact_properties = read.all(
-            "contact_properties",
-            contact_properties,
-            _values.contact_property_name,
-            _values.value_or_none,
-        )
-        put(self, "contact_properties", contact_properties)
-        mailing_lists = read.all(
-            "mailing_lists", mailing_lists, _values.name, _values.membership
-        )
-        put(self, "mailing_lists", mailing_lists)
-        if idempotency_key is None:
-            key = str(uuid.uuid4())
-        else:
-            key = read.one("idempotency_key", idempotency_key, _values.idempotency_key)
-        put(self, "idempotency_key", key)
-        if read.problems:
-            raise InvalidEventError(problems=read.problems)
+        try:
+            put(self, "event_name", _values.event_name(event_name))
+            put(self, "email", _values.email(email))
+            put(self, "user_id", _values.user_id(user_id))
+            properties = _values.event_properties(event_properties)
+            put(self, "event_properties", properties)
+            contact = _values.contact_properties(contact_properties)
+            put(self, "contact_properties", contact)
+            put(self, "mailing_lists", _values.mailing_lists(mailing_lists))
+            key = _values.idempotency_key(idempotency_key)
+            put(self, "idempotency_key", key)
+            complete = email is not None or user_id is not None
+        except Refused:
+            complete = False
+        if not complete:
+            given = (
+                event_name,
+                email,
+                user_id,
+                event_properties,
+                contact_properties,
+                mailing_lists,
+                idempotency_key,
+            )
+            raise InvalidEventError(problems=_problems(given))
 
     def replace(self, **changes: Any) -> Self:
         """Return a changed copy under a new idempotency key.
@@ -127,43 +96,20 @@ class Event:
         return self.replace()
 
 
-class _Reading:
-    """Reads values and collects, under their paths, why any was refused."""
-
-    __slots__ = ("problems",)
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def one(self, path: str, given: Any, reader: _Reader) -> Any:
+def _problems(given: tuple[object, ...]) -> list[str]:
+    """List what is wrong with the arguments of an Event, each under its path."""
+    _, email, user_id, *_ = given
+    problems = []
+    if email is None and user_id is None:
+        problems.append("email: required unless user_id is given")
+    for name, value in zip(_FIELDS, given, strict=True):
         try:
-            return reader(given)
+            getattr(_values, name)(value)
+        except RefusedItems as refused:
+            problems.extend(f"{name}{why}" for why in refused.args)
         except Refused as refused:
-            self.problems.extend(f"{path}: {why}" for why in refused.args)
-        return None
-
-    def all(
-        self, path: str, given: object, name_reader: _Reader, reader: _Reader
-    ) -> FrozenDict[Any]:
-        if given is _NOTHING:
-            return _NOTHING
-        if not isinstance(given, Mapping):
-            kind = _values.kind_of(given)
-            self.problems.append(f"{path}: must be a mapping, not {kind}")
-            return _NOTHING
-        values: dict[str, Any] = {}
-        for name, value in given.items():
-            try:
-                values[name_reader(name)] = reader(value)
-            except Refused:
-                at = _item_path(path, name)
-                self.one(at, name, name_reader)
-                self.one(at, value, reader)
-        return FrozenDict(values) if values else _NOTHING
+            problems.extend(f"{name}: {why}" for why in refused.args)
+    return problems
 
 
-def _item_path(path: str, name: Any) -> str:
-    short = type(name) is str and 0 < len(name) <= _values.SURELY_SHORT
-    if short and name.isprintable():
-        return f"{path}.{name}"
-    return f"{path}[{name!r:.{_values.SURELY_SHORT}}]"
+_FIELDS = tuple(field.name for field in attrs.fields(Event))

@@ -7,11 +7,10 @@ kind of window can make the server see more than ``limit`` in a period.
 """
 
 import asyncio
-import heapq
 import math
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
@@ -72,7 +71,7 @@ class RateLimiter:
         # Re-entrant, for a waiter collected as garbage while it is held.
         self._lock = threading.RLock()
         self._free = limit
-        self._due: list[float] = []  # a heap: when spent permits come back
+        self._due: deque[float] = deque()  # when spent permits come back
         self._held_until = -math.inf
         self._single: _Line = OrderedDict()
         self._bulk: _Line = OrderedDict()
@@ -81,7 +80,7 @@ class RateLimiter:
         self._alarms: dict[
             asyncio.AbstractEventLoop, tuple[float, asyncio.TimerHandle]
         ] = {}
-        self._fastest = _Fastest(clock)
+        self._credit = _Credit()
 
     def __repr__(self) -> str:
         with self._lock:
@@ -100,7 +99,8 @@ class RateLimiter:
         """Take a permit if one is free and nobody waits; never waits itself."""
         with self._lock:
             now = self._clock()
-            self._collect(now)
+            if self._due and self._due[0] <= now:
+                self._collect(now)
             if not self._free or self._single or self._bulk or now < self._held_until:
                 return False
             self._free -= 1
@@ -137,9 +137,9 @@ class RateLimiter:
             if place < self._free:
                 soonest = now
             elif place < self._free + len(self._due):
-                soonest = heapq.nsmallest(place - self._free + 1, self._due)[-1]
+                soonest = self._due[place - self._free]
             else:  # a permit that is under way now
-                soonest = now + self.period - self._credit()
+                soonest = now + self.period - self._credit.now
             return max(soonest, self._held_until) - now + rounds * self.period
 
     def release(self, *, answered: bool, round_trip: float | None = None) -> None:
@@ -154,9 +154,11 @@ class RateLimiter:
         with self._lock:
             now = self._clock()
             if round_trip is not None:
-                self._fastest.add(round_trip)
-            credit = self._credit() if answered else 0.0
-            heapq.heappush(self._due, now + self.period - credit)
+                self._credit.learn(round_trip, now)
+            credit = self._credit.now if answered else 0.0
+            due = now + self.period - credit
+            # In order, so that taking them back is cheap; late is lawful.
+            self._due.append(max(due, self._due[-1]) if self._due else due)
             if self._single or self._bulk:
                 self._serve()
 
@@ -171,18 +173,9 @@ class RateLimiter:
         with self._lock:
             self._held_until = max(self._held_until, self._clock() + seconds)
 
-    def _credit(self) -> float:
-        """Return how much earlier than ``answer + period`` a permit may return.
-
-        Safe while the way back of one request and the way out of a later one
-        together take at least this long.
-        """
-        fastest = self._fastest.known()
-        return 0.0 if fastest is None else max(0.0, fastest / 2 - _MARGIN)
-
     def _collect(self, now: float) -> None:
         while self._due and self._due[0] <= now:
-            heapq.heappop(self._due)
+            self._due.popleft()
             self._free += 1
 
     def _serve(self) -> None:
@@ -243,28 +236,31 @@ class RateLimiter:
             self._serve()
 
 
-class _Fastest:
-    """The fastest round trip of the last one to two minutes."""
+class _Credit:
+    """How much earlier than ``answer + period`` a permit may return: `now`.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    Half the fastest round trip of the last one to two minutes, less a
+    margin; nothing until enough are known. Safe while the way back of one
+    request and the way out of a later one together take at least as long.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
         self._samples = 0
-        self._before = self._now = math.inf
+        self._before = self._fastest = math.inf
         self._since = -math.inf
 
-    def add(self, round_trip: float) -> None:
-        now = self._clock()
-        if now - self._since >= _AGE:
-            self._before = self._now
-            self._now = math.inf
-            self._since = now
+    def learn(self, round_trip: float, at: float) -> None:
         self._samples += 1
-        self._now = min(self._now, round_trip)
-
-    def known(self) -> float | None:
-        if self._samples < _SAMPLES:
-            return None
-        return min(self._before, self._now)
+        if at - self._since >= _AGE:
+            self._before, self._fastest, self._since = self._fastest, round_trip, at
+        elif round_trip < self._fastest:
+            self._fastest = round_trip
+        elif self._samples != _SAMPLES:
+            return  # nothing new
+        if self._samples >= _SAMPLES:
+            fastest = min(self._before, self._fastest)
+            self.now = max(0.0, fastest / 2 - _MARGIN)
 
 
 def _wake(waiter: _Waiter) -> bool:

@@ -25,7 +25,11 @@ class Recipients:
         if email is None and user_id is None:
             msg = "allowed_recipients: no email or user ID to check"
             raise RecipientNotAllowedError(msg)
-        if email is not None and not self._allows_email(email):
+        if (
+            email is not None
+            and email not in self.emails
+            and not self._allows_email(email)
+        ):
             msg = "email is not in allowed_recipients"
             raise RecipientNotAllowedError(msg)
         if user_id is not None and user_id not in self.user_ids:

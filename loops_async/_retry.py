@@ -7,6 +7,7 @@ from typing import Any, Final
 import attrs
 import backoff
 
+from ._wire import Call
 from .errors import (
     APIError,
     ClientClosedError,
@@ -92,11 +93,8 @@ class Tried:
 
     Args:
         policy: How often and how patiently.
-        key: The idempotency key, for the errors.
-        repeatable: Whether to try again when nobody knows whether the last
-            attempt was accepted.
-        end: Loop time of the deadline, or None.
-        deadline: The same in seconds, for the errors.
+        call: What is tried.
+        end: Loop time of its deadline, or None.
     """
 
     # Defaults of the class, so that a call which goes well sets little.
@@ -108,18 +106,10 @@ class Tried:
     _last: LoopsError | None = None
 
     def __init__(
-        self,
-        policy: RetryPolicy,
-        *,
-        key: str | None = None,
-        repeatable: bool = True,
-        end: float | None = None,
-        deadline: float | None = None,
+        self, policy: RetryPolicy, call: Call, end: float | None = None
     ) -> None:
         self._policy = policy
-        self._key = key
-        self._repeatable = repeatable
-        self._deadline = deadline
+        self._call = call
         self.end = end
 
     def failed(self, error: LoopsError, now: float) -> LoopsError | None:
@@ -144,7 +134,7 @@ class Tried:
         if (
             not error.retryable
             or self.attempts >= self._policy.attempts
-            or (error.maybe_accepted and not self._repeatable)
+            or (error.maybe_accepted and not self._call.repeatable)
             or (asked is not None and (asked > MAX_RETRY_AFTER or late))
         ):
             cut_short = isinstance(error, RequestTimeoutError) and late
@@ -153,7 +143,7 @@ class Tried:
 
     def deadline_passed(self) -> LoopsError:
         """Return the error for a deadline that is over, or certain to be."""
-        text = f"the deadline of {self._deadline:g} s leaves no time"
+        text = f"the deadline of {self._call.deadline:g} s leaves no time"
         if self.attempts:
             text += " for another attempt"
         return self._complete(DeadlineExceededError(self._with_last(text)))
@@ -168,7 +158,7 @@ class Tried:
         return text if self._last is None else f"{text}; the last: {self._last.args[0]}"
 
     def _complete(self, error: LoopsError) -> LoopsError:
-        error.idempotency_key = self._key
+        error.idempotency_key = self._call.key
         error.attempts = self.attempts
         error.maybe_accepted = self.ambiguous
         if isinstance(error, DeadlineExceededError):

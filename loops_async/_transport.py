@@ -10,10 +10,10 @@ import asyncio
 import math
 import os
 import ssl
+import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from typing import Any, Final, Literal, TypeAlias
 
 import aiohttp
@@ -31,7 +31,9 @@ from .errors import (
 
 CONNECT_TIMEOUT: Final = 10.0
 
-# Our own scope bounds an attempt: aiohttp's `total` rounds up from 5 s on.
+
+# For the rest see Transport._watch: `total` would cost more, and round up to
+# whole seconds from 5 s on, as `connect` would without the threshold.
 _TIMEOUT: Final = aiohttp.ClientTimeout(
     total=None, connect=CONNECT_TIMEOUT, ceil_threshold=math.inf
 )
@@ -57,8 +59,8 @@ class Transport:
     Args:
         session: A session to borrow: never closed, its own connector kept.
             None makes one, which its loop's shutdown closes.
-        max_connections: Requests under way at once; the rest waits for one
-            of `slots` and so never in the pool, where it would eat time-outs.
+        max_connections: Of the session made; a borrowed one may allow less.
+        usual_limit: Seconds that most requests may take.
         ssl_context: For TLS; None is the default one, which verifies.
         proxy: URL of an HTTP proxy, or None.
     """
@@ -68,6 +70,7 @@ class Transport:
         session: aiohttp.ClientSession | None = None,
         *,
         max_connections: int,
+        usual_limit: float | None = None,
         ssl_context: ssl.SSLContext | None = None,
         proxy: str | None = None,
     ) -> None:
@@ -105,21 +108,45 @@ class Transport:
                 "ssl": ssl_context or True,
                 "timeout": _TIMEOUT,
             }
-        self.slots = asyncio.Semaphore(max_connections)
+        self.max_connections = max_connections
         self._session = session
-        self._under_way: set[asyncio.Timeout] = set()
+        self._secret: Secret | None = None
+        # What is under way, in the order of its ends; inf where a timer of
+        # its own sees to that. One timer for all the others is cheaper.
+        self._under_way: dict[asyncio.Task[Any], float] = {}
+        self._usual_limit = usual_limit
+        self._alarm: asyncio.TimerHandle | None = None
+        self._cut_off: dict[asyncio.Task[Any], str] = {}
         self._drained: asyncio.Future[None] | None = None
-        self._cut = False
+        self._thread = threading.get_ident()
+        self._inherited = False
         _unclosed.add(self)
+
+    @property
+    def usable(self) -> bool:
+        """Whether this is the transport for whoever asks.
+
+        A thread runs one loop at a time, so if ours is running in this one
+        it is the running loop. Asking asyncio costs a system call per call.
+        """
+        return (
+            self.loop.is_running()
+            and threading.get_ident() == self._thread
+            and not self._inherited
+            and not self._session.closed
+        )
+
+    def inherit(self) -> None:
+        """Keep for ever what a fork brought: closing or dropping it in the
+        child would edit the epoll set it shares with the parent, whose
+        requests would then hang."""
+        self._inherited = True
+        _inherited.append(self)
 
     async def open(self) -> None:
         """Tie the session to its loop's shutdown; does not wait."""
         if self._keeper is not None:
             await anext(self._keeper)
-
-    @property
-    def closed(self) -> bool:
-        return self._session.closed
 
     async def close(self, grace: float) -> None:
         """Wait for what is under way, cut off what takes longer, and close.
@@ -130,67 +157,110 @@ class Transport:
         if self._under_way:
             if self._drained is None:
                 self._drained = self.loop.create_future()
-            await asyncio.wait([self._drained], timeout=grace)
-            self._cut = True
-            for scope in self._under_way:
-                with suppress(RuntimeError):  # it is expiring by itself
-                    scope.reschedule(self.loop.time())
-            if self._drained is not None:
-                await self._drained
+            drained = self._drained
+            await asyncio.wait([drained], timeout=grace)
+            for task in self._under_way:
+                self._cut(task, _CLOSED)
+            await asyncio.wait([drained])
         if self._keeper is not None:
             await self._keeper.aclose()
 
     async def exchange(
-        self, call: Call, secret: Secret, until: float | None
+        self, call: Call, secret: Secret, limit: float | None
     ) -> Exchange | TransportError:
         """Make one request and read its answer.
 
         Args:
             call: What to request.
             secret: The API key.
-            until: Loop time at which to stop; None is never.
+            limit: Seconds it may take; None is no end.
 
         Returns:
             The answer, whatever its status, or the error there was instead.
         """
-        headers = {**self._headers, _AUTHORIZATION: Secret(f"Bearer {secret}")}
+        if secret is not self._secret:
+            self._authorize(secret)
+        headers = self._headers
         if call.key is not None:
-            headers[_IDEMPOTENCY_KEY] = call.key
-        task = asyncio.current_task()
+            headers = {**headers, _IDEMPOTENCY_KEY: call.key}
+        task = asyncio.current_task(self.loop)
         assert task is not None
-        scope = asyncio.timeout_at(until)
-        started = time.monotonic()
+        cancels = task.cancelling()
+        timer = self._watch(task, limit)
+        began = time.monotonic()
         try:
-            async with scope:
-                self._under_way.add(scope)
-                response = await self._session.request(
-                    call.method,
-                    call.url,
-                    data=call.body,
-                    headers=headers,
-                    **self._options,
-                )
-                content = response.content
-                if content.is_eof():
-                    text = content.read_nowait()
-                else:
-                    text = await _read(response, call.max_body)
-        except Exception as error:  # noqa: BLE001 - this is the one seam
-            return self._translate(error, scope, self._connection_of(task))
-        except BaseException:
-            self._connection_of(task)
-            raise
+            response = await self._session.request(
+                call.method,
+                call.url,
+                data=call.body,
+                headers=headers,
+                **self._options,
+            )
+            content = response.content
+            if content.is_eof():
+                body = content.read_nowait()
+            else:
+                body = await _read(response, call.max_body)
+        except (Exception, asyncio.CancelledError) as error:
+            connection = self._connection_of(task)
+            cut = self._cut_off.get(task)
+            ours = cut is not None and task.uncancel() <= cancels
+            if isinstance(error, asyncio.CancelledError) and not ours:
+                raise
+            return _translated(error, connection, cut)
         finally:
-            self._under_way.discard(scope)
+            del self._under_way[task]
+            self._cut_off.pop(task, None)
+            if timer is not None:
+                timer.cancel()
             if self._drained is not None and not self._under_way:
                 self._drained.set_result(None)
                 self._drained = None
-        reused = self._connection_of(task) == "used"
-        truncated = len(text) > call.max_body
+        truncated = len(body) > call.max_body
         if truncated:
-            text = text[: call.max_body]
-        answer = Answer(response.status, response.headers, text, truncated)
-        return answer, time.monotonic() - started if reused else None
+            body = body[: call.max_body]
+        answer = Answer(response.status, response.headers, body, truncated)
+        reused = self._connection_of(task) == "used"
+        return answer, time.monotonic() - began if reused else None
+
+    def _authorize(self, secret: Secret) -> None:
+        """Use the key from now on; what is under way has copied the last."""
+        self._secret = secret
+        bearer = Secret(f"Bearer {secret}")
+        if self._keeper is None:
+            self._headers = {**self._headers, _AUTHORIZATION: bearer}
+        else:
+            self._session.headers[_AUTHORIZATION] = bearer
+
+    def _watch(
+        self, task: asyncio.Task[Any], limit: float | None
+    ) -> asyncio.TimerHandle | None:
+        """See to it that the task's request ends; return a timer of its own."""
+        if limit is not None and limit == self._usual_limit:
+            self._under_way[task] = self.loop.time() + limit
+            if self._alarm is None:
+                self._alarm = self.loop.call_later(limit, self._cut_overdue)
+            return None
+        self._under_way[task] = math.inf
+        if limit is None:
+            return None
+        return self.loop.call_later(limit, self._cut, task, _TIMED_OUT)
+
+    def _cut_overdue(self) -> None:
+        self._alarm = None
+        now = self.loop.time()
+        for task, end in self._under_way.items():
+            if end <= now:
+                self._cut(task, _TIMED_OUT)
+            elif end < math.inf:
+                self._alarm = self.loop.call_at(end, self._cut_overdue)
+                return
+
+    def _cut(self, task: asyncio.Task[Any], why: str) -> None:
+        """End the task's request; nobody outside `exchange` sees a cancellation."""
+        if task not in self._cut_off:
+            self._cut_off[task] = why
+            task.cancel()
 
     def _connection_of(self, task: asyncio.Task[Any]) -> _Connection:
         """Tell, once, what connection the task's request got."""
@@ -198,24 +268,26 @@ class Transport:
             return "unknown"
         return self._connector.connections.pop(task, "used")
 
-    def _translate(
-        self, error: Exception, scope: asyncio.Timeout, connection: _Connection
-    ) -> TransportError:
-        unsent = connection == "none"
-        if isinstance(error, _FINAL):
-            return ConnectFailedError(_describe(error))
-        if isinstance(error, _NOT_CONNECTED):
-            return ConnectFailedError(_describe(error), retryable=True)
-        if scope.expired() and self._cut:
-            text = "the client was closed before the answer came"
-            return ConnectionLostError(text, maybe_accepted=not unsent)
-        if scope.expired():
-            text = "no connection in time" if unsent else "no answer in time"
-            return RequestTimeoutError(text, retryable=True, maybe_accepted=not unsent)
-        text = _describe(error)
-        if unsent:
-            return ConnectFailedError(text, retryable=True)
-        return ConnectionLostError(text, retryable=True, maybe_accepted=True)
+
+_TIMED_OUT: Final = "no answer in time"
+_CLOSED: Final = "the client was closed before the answer came"
+
+
+def _translated(
+    error: BaseException, connection: _Connection, cut: str | None
+) -> TransportError:
+    unsent = connection == "none"
+    if cut is _CLOSED:
+        return ConnectionLostError(cut, maybe_accepted=not unsent)
+    if cut is not None:
+        text = "no connection in time" if unsent else cut
+        return RequestTimeoutError(text, retryable=True, maybe_accepted=not unsent)
+    text = _describe(error)
+    if isinstance(error, _FINAL):
+        return ConnectFailedError(text)
+    if unsent or isinstance(error, _NOT_CONNECTED):
+        return ConnectFailedError(text, retryable=True)
+    return ConnectionLostError(text, retryable=True, maybe_accepted=True)
 
 
 _FINAL: Final = (
@@ -231,7 +303,7 @@ _NOT_CONNECTED: Final = (
 )
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")
 
 
@@ -272,9 +344,14 @@ async def _close_at_shutdown(session: aiohttp.ClientSession) -> AsyncGenerator[N
         await session.close()
 
 
-# A forked child must neither close nor drop what it inherits: either would
-# edit the epoll set it shares with its parent, whose requests then hang.
 _unclosed: weakref.WeakSet[Transport] = weakref.WeakSet()
 _inherited: list[Transport] = []
+
+
+def _inherit_all() -> None:
+    for transport in list(_unclosed):
+        transport.inherit()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _inherited.extend(_unclosed))
+    os.register_at_fork(after_in_child=_inherit_all)

@@ -10,21 +10,23 @@ https://loops.so/docs/api-reference/intro.
 
 import json
 import math
+import os
 import re
 import uuid
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Final, TypeAlias
-
-import attrs
+from typing import Any, Final, Never, Self, TypeAlias, TypeVar
 
 WireValue: TypeAlias = str | int | float | bool
 """What a property is on the wire, and in an Event."""
 
 PropertyValue: TypeAlias = WireValue | date | Enum | uuid.UUID | Decimal
 """What a property may be given as; a datetime (it is a date) must be aware."""
+
+_V = TypeVar("_V")
 
 MAX_TEXT: Final = 500
 MAX_INT: Final = 2**53
@@ -33,56 +35,65 @@ MAX_INT: Final = 2**53
 SURELY_SHORT: Final = 83
 
 
-@attrs.frozen
-class _Kind:
-    """A kind of name or ID.
-
-    Attributes:
-        plain: What needs no closer look; most are.
-        rules: What must be matched in full, and what to say if it is not.
-    """
-
-    plain: re.Pattern[str]
-    rules: tuple[tuple[re.Pattern[str], str], ...]
+_Rules: TypeAlias = tuple[tuple[re.Pattern[str], str], ...]
+"""What a text must match in full, and what to say if it does not."""
 
 
 class Refused(Exception):
     """A value breaks rules; the arguments say which."""
 
 
+class RefusedItems(Refused):
+    """Items of a mapping break rules; the arguments begin with the item's path."""
+
+
+class FrozenDict(dict[str, _V]):
+    """A dict that stays as it was validated; picklable, equal to any dict."""
+
+    __slots__ = ()
+
+    def _refuse(self, *_args: object, **_kwargs: object) -> Never:
+        msg = "the mappings of an Event are frozen: use event.replace(...)"
+        raise TypeError(msg)
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, _V]]]:
+        return type(self), (dict(self),)
+
+
+NOTHING: Final[FrozenDict[Any]] = FrozenDict()
+
+
 _ALL_NAMES: Final = (
     (re.compile(r"(?s)\S(?:.*\S)?"), "must not begin or end with white space"),
     (re.compile(r"[^\x00-\x1f\x7f-\x9f]+"), "must not contain control characters"),
 )
-_IDENTIFIER: Final = _Kind(re.compile(r"(?a)[\w.@:|+-]{1,83}"), _ALL_NAMES)
-_EVENT_NAME: Final = _Kind(
-    re.compile(r"(?a)[\w.-]{1,83}"),
-    (*_ALL_NAMES, (re.compile(r"[^:]+"), "must not contain ':'")),
+_EVENT_NAME: Final = (
+    *_ALL_NAMES,
+    (re.compile(r"[^:]+"), "must not contain ':'"),
 )
-_EMAIL: Final = _Kind(
-    re.compile(r"(?a)[\w.+-]{1,40}@[\w.-]{1,40}"),
+_EMAIL: Final = (
+    *_ALL_NAMES,
     (
-        *_ALL_NAMES,
-        (
-            re.compile(r"[^@\s]+@[^@\s]+"),
-            "must be of the form name@domain, with one @ and no spaces",
-        ),
+        re.compile(r"[^@\s]+@[^@\s]+"),
+        "must be of the form name@domain, with one @ and no spaces",
     ),
 )
-_KEY: Final = _Kind(
-    re.compile(r"(?a)[\w.-]{1,83}"),
-    (
-        *_ALL_NAMES,
-        (re.compile(r"[\x00-\x7f]+"), "must be ASCII"),
-        (re.compile(r"(?s).{1,100}"), "must not be longer than 100 characters"),
-    ),
+_KEY: Final = (
+    *_ALL_NAMES,
+    (re.compile(r"[\x00-\x7f]+"), "must be ASCII"),
+    (re.compile(r"(?s).{1,100}"), "must not be longer than 100 characters"),
 )
 
+# Most names and IDs need no closer look.
+_plain_name = re.compile(r"(?a)[\w.-]{1,83}").fullmatch
+_plain_email = re.compile(r"(?a)[\w.+-]{1,40}@[\w.-]{1,40}").fullmatch
 
-def identifier(given: Any, kind: _Kind = _IDENTIFIER) -> str:
+
+def identifier(given: Any, rules: _Rules = _ALL_NAMES) -> str:
     """Read a name or an ID."""
-    if type(given) is str and kind.plain.fullmatch(given):
-        return given
     value = given.value if isinstance(given, Enum) else given
     if isinstance(value, uuid.UUID):
         return str(value)
@@ -90,22 +101,43 @@ def identifier(given: Any, kind: _Kind = _IDENTIFIER) -> str:
         raise Refused(f"must be a string, not {kind_of(value)}")
     if not value or value.isspace():
         raise Refused("must not be empty")
-    broken = [why for good, why in kind.rules if not good.fullmatch(value)]
+    broken = [why for good, why in rules if not good.fullmatch(value)]
     if broken:
         raise Refused(*broken)
     return _text(str.__str__(value))
 
 
 def event_name(given: Any) -> str:
+    if type(given) is str and _plain_name(given):
+        return given
     return identifier(given, _EVENT_NAME)
 
 
-def email(given: Any) -> str:
+def email(given: Any) -> str | None:
+    if given is None or (type(given) is str and _plain_email(given)):
+        return given
     return identifier(given, _EMAIL)
 
 
+def user_id(given: Any) -> str | None:
+    if given is None or (type(given) is str and _plain_name(given)):
+        return given
+    return identifier(given)
+
+
 def idempotency_key(given: Any) -> str:
-    return identifier(given, _KEY)
+    """Read the key; None makes a new one: a random UUID, version 4."""
+    if given is not None:
+        return identifier(given, _KEY)
+    # As uuid.uuid4() does, but without its object. The system is asked each
+    # time: randomness kept in the process would repeat itself in the clones
+    # of a snapshot, and Loops would take their events for duplicates.
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return (
+        f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-"
+        f"{variant}{digits[17:20]}-{digits[20:]}"
+    )
 
 
 name = lru_cache(maxsize=4096)(identifier)  # names recur
@@ -144,13 +176,97 @@ _DEFAULTS: Final = ("firstName", "lastName", "source", "subscribed", "userGroup"
 _KNOWN: Final = {name.casefold(): name for name in (*_FIELDS, *_RESERVED, *_DEFAULTS)}
 
 
-def membership(given: Any) -> bool:
+def event_properties(given: Any) -> FrozenDict[WireValue]:
+    if type(given) is dict and _fine_names(tuple(given)) and _plain(given.values()):
+        return FrozenDict(given)
+    return _mapping(given, name, value)
+
+
+def contact_properties(given: Any) -> FrozenDict[WireValue | None]:
+    if (
+        type(given) is dict
+        and _fine_contact_property_names(tuple(given))
+        and _plain(given.values(), also=None)
+    ):
+        return FrozenDict(given)
+    return _mapping(given, contact_property_name, _value_or_none)
+
+
+def mailing_lists(given: Any) -> FrozenDict[bool]:
+    return _mapping(given, name, _membership)
+
+
+@lru_cache(maxsize=1024)  # events of one name have the same names in them
+def _fine_names(names: tuple[Any, ...]) -> bool:
+    return bool(names) and not any(_refusals(name, given) for given in names)
+
+
+@lru_cache(maxsize=1024)
+def _fine_contact_property_names(names: tuple[Any, ...]) -> bool:
+    return bool(names) and not any(
+        type(given) is not str or _refusals(contact_property_name, given)
+        for given in names
+    )
+
+
+def _plain(values: Iterable[Any], also: object = True) -> bool:
+    """Tell whether all values can be sent as they are, as most can."""
+    for given in values:
+        kind = type(given)
+        if kind is str:
+            if len(given) > SURELY_SHORT or not given.isascii():
+                return False
+        elif kind is int:
+            if not -MAX_INT <= given <= MAX_INT:
+                return False
+        elif kind is not bool and given is not also:
+            return False
+    return True
+
+
+def _mapping(
+    given: Any, read_name: Callable[[Any], str], read: Callable[[Any], _V]
+) -> FrozenDict[_V]:
+    if given is NOTHING:
+        return given
+    if type(given) is not dict and not isinstance(given, Mapping):
+        raise Refused(f"must be a mapping, not {kind_of(given)}")
+    values: dict[str, _V] = {}
+    problems: list[str] = []
+    for item_name, item in given.items():
+        try:
+            values[read_name(item_name)] = read(item)
+        except Refused:
+            at = _item_path(item_name)
+            problems.extend(f"{at}: {why}" for why in _refusals(read_name, item_name))
+            problems.extend(f"{at}: {why}" for why in _refusals(read, item))
+    if problems:
+        raise RefusedItems(*problems)
+    return FrozenDict(values) if values else NOTHING
+
+
+def _refusals(read: Callable[[Any], object], given: Any) -> tuple[str, ...]:
+    try:
+        read(given)
+    except Refused as refused:
+        return refused.args
+    return ()
+
+
+def _item_path(item_name: Any) -> str:
+    short = type(item_name) is str and 0 < len(item_name) <= SURELY_SHORT
+    if short and item_name.isprintable():
+        return f".{item_name}"
+    return f"[{item_name!r:.{SURELY_SHORT}}]"
+
+
+def _membership(given: Any) -> bool:
     if given is True or given is False:
         return given
     raise Refused(f"must be True or False, not {kind_of(given)}")
 
 
-def value_or_none(given: Any) -> WireValue | None:
+def _value_or_none(given: Any) -> WireValue | None:
     return None if given is None else value(given)
 
 
@@ -158,6 +274,9 @@ def value(given: Any) -> WireValue:
     """Read a property's value."""
     kind = type(given)
     if kind is str:
+        # Most are short; for them, no further call.
+        if len(given) <= SURELY_SHORT and given.isascii():
+            return given  # type: ignore[no-any-return]
         return _text(given)
     if kind is bool:
         return given  # type: ignore[no-any-return]

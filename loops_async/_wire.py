@@ -25,7 +25,7 @@ API_KEY_PATH: Final = "/v1/api-key"
 MAX_BODY: Final = 64 * 1024
 
 
-@attrs.frozen
+@attrs.define
 class Call:
     """What to request, and how patiently.
 
@@ -67,7 +67,7 @@ class RateLimit:
     remaining: int
 
 
-@attrs.frozen
+@attrs.define
 class Answer:
     """An HTTP answer, read.
 

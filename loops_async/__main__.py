@@ -1,0 +1,5 @@
+"""``python -m loops_async`` is ``loops-async``."""
+
+from .cli import main
+
+main()
