@@ -19,8 +19,8 @@ from . import baseline
 from .answering import answering
 
 ROUNDS = 7
-TURNS = 40
-EVENTS = 100
+TURNS = 8
+EVENTS = 500
 IN_FLIGHT = 10
 PROPERTIES = {"amount": 42, "plan": "Pro", "trial": False, "at": "2026-11-23T10:00:00Z"}
 CONTACT = {"firstName": "Ada", "planName": "Pro", "company": None}

@@ -12,7 +12,7 @@ from ._gate import OutageGate
 from ._limiter import RateLimiter
 from ._retry import MAX_RETRY_AFTER, Attempt, RetryPolicy, Tried
 from ._settings import KeySource, Secret, checked_key, hidden
-from ._transport import Transport
+from ._transport import Exchange, Transport
 from ._wire import Answer, Call, masked, refusal
 from .errors import (
     APIError,
@@ -80,15 +80,32 @@ class Delivery:
             elif self._slots is not None:
                 await self._slots.acquire()
             tried.attempts += 1
-            result = await self._attempt(call, tried, sent, probe=probe)
+            secret = self._api_key
+            sending = False
+            try:
+                if not isinstance(secret, Secret):
+                    secret = await _current(secret)
+                limit = call.timeout
+                if end is not None and (limit is None or sent + limit > end):
+                    limit = max(end - sent, 0.001)
+                sending = True
+                result = await self.transport.exchange(call, secret, limit)
+            except BaseException:
+                self._gate.left(probe=probe)
+                self._give_back(sent=sending)
+                raise
+            finally:
+                if self._slots is not None:
+                    self._slots.release()
             now = self._loop.time()
-            if isinstance(result, Answer):
+            judged = self._judged(call, tried, result, secret, probe=probe)
+            if isinstance(judged, Answer):
                 if self._on_attempt is not None or _logger.isEnabledFor(logging.DEBUG):
-                    self._tell(call, tried, now - sent, result.status)
-                return result, tried.attempts, now - began
-            final = tried.failed(result, now)
-            status = result.status if isinstance(result, APIError) else None
-            self._tell(call, tried, now - sent, status, result, final)
+                    self._tell(call, tried, now - sent, judged.status)
+                return judged, tried.attempts, now - began
+            final = tried.failed(judged, now)
+            status = judged.status if isinstance(judged, APIError) else None
+            self._tell(call, tried, now - sent, status, judged, final)
             if final is not None:
                 raise final
             sent = now
@@ -155,27 +172,16 @@ class Delivery:
             if self._slots is not None:
                 self._slots.release()
 
-    async def _attempt(
-        self, call: Call, tried: Tried, now: float, *, probe: bool
+    def _judged(
+        self,
+        call: Call,
+        tried: Tried,
+        result: Exchange | TransportError,
+        secret: Secret,
+        *,
+        probe: bool,
     ) -> Answer | LoopsError:
-        """Make one request and give back what it took."""
-        limit = call.timeout
-        if tried.end is not None:
-            left = max(tried.end - now, 0.001)  # 0 would be no limit
-            limit = left if limit is None else min(limit, left)
-        sent = False
-        try:
-            key = self._api_key
-            secret = key if isinstance(key, Secret) else await _current(key)
-            sent = True
-            result = await self.transport.exchange(call, secret, limit)
-        except BaseException:
-            self._gate.left(probe=probe)
-            self._give_back(sent=sent)
-            raise
-        finally:
-            if self._slots is not None:
-                self._slots.release()
+        """Give back what the attempt took, and judge how it ended."""
         if not isinstance(result, tuple):
             self._gate.failed(probe=probe)
             self._give_back(sent=result.maybe_accepted)

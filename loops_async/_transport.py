@@ -220,8 +220,9 @@ class Transport:
         if truncated:
             body = body[: call.max_body]
         answer = Answer(response.status, response.headers, body, truncated)
-        reused = self._connection_of(task) == "used"
-        return answer, time.monotonic() - began if reused else None
+        if self._connection_of(task) == "used":
+            return answer, time.monotonic() - began
+        return answer, None
 
     def _authorize(self, secret: Secret) -> None:
         """Use the key from now on; what is under way has copied the last."""

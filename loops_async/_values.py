@@ -193,6 +193,12 @@ def contact_properties(given: Any) -> FrozenDict[WireValue | None]:
 
 
 def mailing_lists(given: Any) -> FrozenDict[bool]:
+    if (
+        type(given) is dict
+        and _fine_names(tuple(given))
+        and {*map(type, given.values())} == {bool}
+    ):
+        return FrozenDict(given)
     return _mapping(given, name, _membership)
 
 

@@ -40,7 +40,9 @@ _wire_values = st.one_of(
     st.dates(),
     st.uuids(),
 )
-_ids = st.text(string.ascii_letters + string.digits + "_-.|é😀", min_size=1, max_size=20)
+_ids = st.text(
+    string.ascii_letters + string.digits + "_-.|é😀", min_size=1, max_size=20
+)
 _safe = _ids.map(lambda name: f"p{name}")
 _emails = st.none() | _ids.map(lambda name: f"{name}@example.com")
 _events = st.builds(
@@ -437,7 +439,7 @@ _HUGE = re.compile(rb"(?i)e\+?\d{3}")
 _json_like = st.lists(
     st.sampled_from(
         [
-            *(b"[ ] { } , : \" - + . 0 1 9 e E a \\ \n true false null NaN".split()),
+            *(b'[ ] { } , : " - + . 0 1 9 e E a \\ \n true false null NaN'.split()),
             b'"a"',
             b'"\\u00e9"',
             b'"\xc3\xa9"',

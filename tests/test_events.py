@@ -518,9 +518,7 @@ def test_an_invalid_event_names_every_problem_with_its_path(
 
 
 @pytest.mark.soak
-@settings(
-    max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 @_invalid
 def test_ten_thousand_invalid_events_name_every_problem_with_its_path(
     bad_items: list[tuple[str, str, Any]],

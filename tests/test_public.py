@@ -85,7 +85,9 @@ def test_every_name_is_there_for_a_star_import() -> None:
     assert found == str(PUBLIC)
 
 
-@pytest.mark.parametrize(("name", "value"), documented(), ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(
+    ("name", "value"), list(documented()), ids=lambda v: str(v)[:40]
+)
 def test_every_public_thing_says_what_it_is(name: str, value: object) -> None:
     text = inspect.getdoc(value)
     assert text, name

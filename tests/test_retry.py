@@ -305,9 +305,12 @@ def test_what_the_server_asks_for_beyond_the_deadline_is_its_own_error() -> None
     error = throttled(5.0)
     assert tried(end=4.9, deadline=4.9).failed(error, now=0.0) is error
     assert error.retry_after == 5.0
-    assert tried(end=5.0, deadline=5.0, policy=RetryPolicy(base=0)).failed(
-        throttled(5.0), now=0.0
-    ) is None
+    assert (
+        tried(end=5.0, deadline=5.0, policy=RetryPolicy(base=0)).failed(
+            throttled(5.0), now=0.0
+        )
+        is None
+    )
 
 
 def test_an_attempt_cut_short_by_the_deadline_is_the_deadline_s_fault() -> None:

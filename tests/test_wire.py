@@ -162,9 +162,7 @@ def test_each_answer_means_what_the_delivery_rules_say(
 
 
 @settings(max_examples=300)
-@given(
-    st.integers(100, 999), st.binary(max_size=60), st.booleans(), st.booleans()
-)
+@given(st.integers(100, 999), st.binary(max_size=60), st.booleans(), st.booleans())
 @example(200, b'"\\ud800"', True, True)
 def test_no_answer_is_more_than_an_error_of_ours(
     status: int, body: bytes, promised: bool, throttled: bool
@@ -345,9 +343,9 @@ def test_a_date_is_compared_with_the_clock() -> None:
 
 
 @given(
-    st.datetimes(
-        min_value=datetime(1970, 1, 2), max_value=datetime(2200, 1, 1)
-    ).map(lambda date: date.replace(microsecond=0, tzinfo=UTC))
+    st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2200, 1, 1)).map(
+        lambda date: date.replace(microsecond=0, tzinfo=UTC)
+    )
 )
 def test_any_date_says_how_long_from_now(date: datetime) -> None:
     asked = retry_after(headers(Retry_After=format_datetime(date, usegmt=True)), NOW)

@@ -18,10 +18,12 @@ class _Jumping(selectors.SelectSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self.turns = 0
 
     def select(
         self, timeout: float | None = None
     ) -> list[tuple[selectors.SelectorKey, int]]:
+        self.turns += 1
         ready = super().select(0)
         if not ready:
             if timeout is None:
@@ -40,6 +42,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jumping.now
+
+    @property
+    def turns(self) -> int:
+        """How often it looked for something to do: what a busy loop would show."""
+        return self._jumping.turns
 
 
 def run(main: Coroutine[Any, Any, _T]) -> _T:

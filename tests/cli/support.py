@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -79,16 +78,20 @@ def flat(text: str) -> str:
 def interrupted_when(condition: Callable[[], object], number: int) -> Iterator[None]:
     """Send this process a signal, once, when the condition holds."""
 
+    over = threading.Event()
+
     def watch() -> None:
-        while not condition():
-            time.sleep(0.005)
-        os.kill(os.getpid(), number)
+        while not over.wait(0.005):
+            if condition():
+                os.kill(os.getpid(), number)
+                return
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
         yield
     finally:
+        over.set()
         thread.join()
 
 

@@ -119,6 +119,8 @@ def test_a_real_process_tells_it_in_plain_lines() -> None:
     """Whatever the environment says of Loops, nothing leaves the machine."""
     process = start(
         "demo",
+        "--period",
+        "0.5",
         LOOPS_API_KEY="sk-real",
         LOOPS_BASE_URL="https://127.0.0.1:1/api",
         LOOPS_RATE_LIMIT="1",

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -289,8 +290,8 @@ def test_a_real_process_is_interrupted_with_130() -> None:
     with running() as sandbox:
         sandbox.script("hang-before")
         process = start("send", *ADA, "--json", sandbox=sandbox)
-        while not sandbox.requests:
-            pass
+        while not sandbox.requests and process.poll() is None:
+            time.sleep(0.005)
         code, out, err = finish(process, signal.SIGINT)
     assert code == 130
     assert json.loads(out)["ok"] is False
