@@ -7,6 +7,7 @@ that what is measured is the client.
 import asyncio
 import contextlib
 import multiprocessing
+import os
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
@@ -38,7 +39,15 @@ class _Answering(asyncio.Protocol):
             self._transport.write(_ANSWER)
 
 
+def pin(core: int) -> None:
+    """Keep this process on one core, where that can be had."""
+    if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > core:
+        os.sched_setaffinity(0, {core})
+
+
 def _serve(ready: Connection) -> None:
+    pin(1)
+
     async def serve() -> None:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(_Answering, "127.0.0.1", 0)

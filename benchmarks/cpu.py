@@ -10,20 +10,29 @@ import math
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 
 from loops_async import AsyncLoopsClient, RateLimiter
 from loops_async._json import dumps, strict_dumps
+from loops_async._values import PropertyValue
 
 from . import baseline
-from .answering import answering
+from .answering import answering, pin
 
 ROUNDS = 7
 TURNS = 8
 EVENTS = 500
 IN_FLIGHT = 10
-PROPERTIES = {"amount": 42, "plan": "Pro", "trial": False, "at": "2026-11-23T10:00:00Z"}
-CONTACT = {"firstName": "Ada", "planName": "Pro", "company": None}
+PROPERTIES: dict[str, PropertyValue] = {
+    "amount": 42,
+    "plan": "Pro",
+    "trial": False,
+    "at": "2026-11-23T10:00:00Z",
+}
+CONTACT: dict[str, PropertyValue | None] = {
+    "firstName": "Ada",
+    "planName": "Pro",
+    "company": None,
+}
 LISTS = {"cm06f5v0e45nf0ml5754o9cix": True}
 
 
@@ -44,7 +53,7 @@ async def measure(base_url: str) -> tuple[float, float]:
         base_url=base_url,
         rate_limit=RateLimiter(100, 0.0001),
         allowed_recipients=allowed,
-        on_attempt=lambda attempt: None,
+        on_attempt=lambda _: None,
     )
 
     async def by_hand() -> None:
@@ -90,6 +99,7 @@ async def _turn(send: Callable[[], Awaitable[None]]) -> float:
 
 
 def main() -> None:
+    pin(0)
     with answering() as base_url:
         by_hand, ours = asyncio.run(measure(base_url))
     json = "orjson" if dumps is not strict_dumps else "standard library json"

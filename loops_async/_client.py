@@ -6,7 +6,7 @@ import ssl
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import EllipsisType, NoneType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, overload
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, overload
 from urllib.parse import quote, urlencode
 
 import attrs
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
     from ._delivery import Delivery
+
+
+Seconds: TypeAlias = float | EllipsisType | None
+"""For one call: None and inf are no end, ``...`` is what the client has."""
 
 
 @attrs.frozen
@@ -174,8 +178,8 @@ class AsyncLoopsClient:
         event: Event,
         /,
         *,
-        timeout: float | None | EllipsisType = ...,
-        deadline: float | None | EllipsisType = ...,
+        timeout: Seconds = ...,
+        deadline: Seconds = ...,
     ) -> Receipt: ...
     @overload
     async def send_event(
@@ -188,8 +192,8 @@ class AsyncLoopsClient:
         contact_properties: Mapping[str, PropertyValue | None] = ...,
         mailing_lists: Mapping[str, bool] = ...,
         idempotency_key: str | None = None,
-        timeout: float | None | EllipsisType = ...,
-        deadline: float | None | EllipsisType = ...,
+        timeout: Seconds = ...,
+        deadline: Seconds = ...,
     ) -> Receipt: ...
     @overload
     async def send_event(
@@ -202,8 +206,8 @@ class AsyncLoopsClient:
         contact_properties: Mapping[str, PropertyValue | None] = ...,
         mailing_lists: Mapping[str, bool] = ...,
         idempotency_key: str | None = None,
-        timeout: float | None | EllipsisType = ...,
-        deadline: float | None | EllipsisType = ...,
+        timeout: Seconds = ...,
+        deadline: Seconds = ...,
     ) -> Receipt: ...
     async def send_event(
         self,
@@ -215,8 +219,8 @@ class AsyncLoopsClient:
         contact_properties: Mapping[str, PropertyValue | None] = NOTHING,
         mailing_lists: Mapping[str, bool] = NOTHING,
         idempotency_key: str | None = None,
-        timeout: float | None | EllipsisType = ...,
-        deadline: float | None | EllipsisType = ...,
+        timeout: Seconds = ...,
+        deadline: Seconds = ...,
     ) -> Receipt:
         """Send one event and wait until Loops has it.
 
@@ -298,8 +302,8 @@ class AsyncLoopsClient:
         json: Any = None,
         params: Mapping[str, str | int | bool] | None = None,
         idempotency_key: str | None = None,
-        timeout: float | None | EllipsisType = ...,
-        deadline: float | None | EllipsisType = ...,
+        timeout: Seconds = ...,
+        deadline: Seconds = ...,
         max_body: int = MAX_BODY,
     ) -> Any:
         """Make any other request to Loops, under the same budget and rules.

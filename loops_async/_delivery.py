@@ -12,7 +12,7 @@ from ._gate import OutageGate
 from ._limiter import RateLimiter
 from ._retry import MAX_RETRY_AFTER, Attempt, RetryPolicy, Tried
 from ._settings import KeySource, Secret, checked_key, hidden
-from ._transport import Exchange, Transport
+from ._transport import Transport
 from ._wire import Answer, Call, masked, refusal
 from .errors import (
     APIError,
@@ -176,32 +176,31 @@ class Delivery:
         self,
         call: Call,
         tried: Tried,
-        result: Exchange | TransportError,
+        result: Answer | TransportError,
         secret: Secret,
         *,
         probe: bool,
     ) -> Answer | LoopsError:
         """Give back what the attempt took, and judge how it ended."""
-        if not isinstance(result, tuple):
+        if isinstance(result, TransportError):
             self._gate.failed(probe=probe)
             self._give_back(sent=result.maybe_accepted)
             _clean(result, secret, ())
             return result
-        answer, round_trip = result
         if self._limiter is not None:
-            self._limiter.release(answered=True, round_trip=round_trip)
-        if answer.status >= 500:
+            self._limiter.release(answered=True, round_trip=result.round_trip)
+        if result.status >= 500:
             self._gate.failed(probe=probe)
         else:
             self._gate.succeeded()
         error = refusal(
-            answer,
+            result,
             promised_object=call.promised_object,
             keyed=call.key is not None,
             only_throttled=tried.only_throttled,
         )
         if error is None:
-            return answer
+            return result
         if isinstance(error, RateLimitError) and self._limiter is not None:
             asked = min(error.retry_after or 0.0, MAX_RETRY_AFTER)
             self._limiter.hold(max(asked, self._limiter.period))

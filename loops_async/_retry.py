@@ -97,20 +97,30 @@ class Tried:
         end: Loop time of its deadline, or None.
     """
 
-    # Defaults of the class, so that a call which goes well sets little.
-    attempts = 0
-    wait = 0.0  # seconds until the next attempt may begin
-    ambiguous = False  # some attempt may have been accepted
-    only_throttled = False  # all attempts were answered with 429
-    _waits: Iterator[float] | None = None
-    _last: LoopsError | None = None
+    __slots__ = (
+        "_call",
+        "_last",
+        "_policy",
+        "_waits",
+        "ambiguous",
+        "attempts",
+        "end",
+        "only_throttled",
+        "wait",
+    )
 
     def __init__(
         self, policy: RetryPolicy, call: Call, end: float | None = None
     ) -> None:
         self._policy = policy
         self._call = call
+        self._waits: Iterator[float] | None = None
+        self._last: LoopsError | None = None
         self.end = end
+        self.attempts = 0
+        self.wait = 0.0  # seconds until the next attempt may begin
+        self.ambiguous = False  # some attempt may have been accepted
+        self.only_throttled = False  # all attempts were answered with 429
 
     def failed(self, error: LoopsError, now: float) -> LoopsError | None:
         """Note how an attempt ended.

@@ -38,9 +38,6 @@ _TIMEOUT: Final = aiohttp.ClientTimeout(
     total=None, connect=CONNECT_TIMEOUT, ceil_threshold=math.inf
 )
 
-Exchange: TypeAlias = tuple[Answer, float | None]
-"""An answer, and the seconds it took if the connection had been used before."""
-
 _Connection: TypeAlias = Literal["none", "new", "used", "unknown"]
 
 _AUTHORIZATION: Final = istr("Authorization")
@@ -137,9 +134,11 @@ class Transport:
         )
 
     def inherit(self) -> None:
-        """Keep for ever what a fork brought: closing or dropping it in the
-        child would edit the epoll set it shares with the parent, whose
-        requests would then hang."""
+        """Keep for ever what a fork brought.
+
+        Closing or dropping it in the child would edit the epoll set it
+        shares with its parent, whose requests would then hang.
+        """
         self._inherited = True
         _inherited.append(self)
 
@@ -167,7 +166,7 @@ class Transport:
 
     async def exchange(
         self, call: Call, secret: Secret, limit: float | None
-    ) -> Exchange | TransportError:
+    ) -> Answer | TransportError:
         """Make one request and read its answer.
 
         Args:
@@ -219,10 +218,9 @@ class Transport:
         truncated = len(body) > call.max_body
         if truncated:
             body = body[: call.max_body]
-        answer = Answer(response.status, response.headers, body, truncated)
-        if self._connection_of(task) == "used":
-            return answer, time.monotonic() - began
-        return answer, None
+        reused = self._connection_of(task) == "used"
+        round_trip = time.monotonic() - began if reused else None
+        return Answer(response.status, response.headers, body, truncated, round_trip)
 
     def _authorize(self, secret: Secret) -> None:
         """Use the key from now on; what is under way has copied the last."""

@@ -76,12 +76,15 @@ class Answer:
         headers: By any spelling of their names.
         body: The body, or its beginning if it was longer than allowed.
         truncated: Whether it was longer.
+        round_trip: Seconds it took, if its connection had been used before;
+            a new one's set-up would count in.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     truncated: bool = False
+    round_trip: float | None = None
 
     def json(self) -> Any:
         """Return the body's JSON; None for an empty body.
@@ -159,6 +162,8 @@ def refusal(
             answered with 429; nobody knows whether those burn the key.
     """
     status = answer.status
+    if status == HTTPStatus.OK and answer.body == _ACCEPTED:
+        return None
     if 200 <= status < 300:
         try:
             content = answer.json()
@@ -188,6 +193,7 @@ def refusal(
     )
 
 
+_ACCEPTED: Final = b'{"success":true}'  # nearly always, and quick to see
 _OTHER_BODY: Final = re.compile(r"(?i)\bdifferent\b.*\bbody\b")
 
 
@@ -245,9 +251,14 @@ def _message(answer: Answer, content: Any) -> str:
     """Say in one line what the answer says, or what it is."""
     if isinstance(content, dict):
         # `error` is deprecated: a text, or an object with a message or reason.
-        for said in (content.get("message"), content.get("error")):
-            if isinstance(said, dict):
-                said = said.get("message") or said.get("reason")
+        error = content.get("error")
+        nested = error if isinstance(error, dict) else {}
+        for said in (
+            content.get("message"),
+            error,
+            nested.get("message"),
+            nested.get("reason"),
+        ):
             if isinstance(said, str) and said.strip():
                 return _brief(said)
     reason = _REASONS.get(answer.status, "")

@@ -27,9 +27,7 @@ JOURNEYS: list[Callable[[LoopsError], LoopsError]] = [
     copy.copy,
     copy.deepcopy,
     *(
-        lambda error, protocol=protocol: pickle.loads(  # type: ignore[misc]
-            pickle.dumps(error, protocol)
-        )
+        lambda error, protocol=protocol: pickle.loads(pickle.dumps(error, protocol))
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
     ),
 ]

@@ -24,10 +24,10 @@ from typing import Any, Literal
 
 import attrs
 import pytest
+import virtual
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import virtual
 from loops_async import ConfigurationError, RateLimiter
 
 EXACT = 1e-9  # seconds; what sums of floats may be off
@@ -445,8 +445,19 @@ def test_without_single_sends_bulk_has_it_all_and_the_other_way_round() -> None:
 _steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["acquire", "acquire bulk", "try", "release", "lose", "unused"]
-            + ["cancel", "cancel all", "hold", "wait", "wait"]
+            [
+                "single",
+                "bulk",
+                "try",
+                "release",
+                "lose",
+                "unused",
+                "cancel",
+                "scatter",
+                "hold",
+                "wait",
+                "wait",
+            ]
         ),
         st.integers(0, 20),
         st.booleans(),
@@ -457,9 +468,7 @@ _steps = st.lists(
 
 @settings(max_examples=250, deadline=None)
 @given(_steps, _limits)
-@example(
-    [("acquire", 0, True)] * 4 + [("unused", 0, False), ("cancel all", 0, True)], 2
-)
+@example([("single", 0, True)] * 4 + [("unused", 0, False), ("scatter", 0, True)], 2)
 def test_no_permit_is_lost_or_made(
     steps: list[tuple[str, int, bool]], limit: int
 ) -> None:
@@ -476,8 +485,8 @@ def test_no_permit_is_lost_or_made(
             held += not task.cancelled()
 
         for step, pick, settled in steps:
-            if step.startswith("acquire"):
-                acquiring = limiter.acquire(bulk=step == "acquire bulk")
+            if step in ("single", "bulk"):
+                acquiring = limiter.acquire(bulk=step == "bulk")
                 task = asyncio.create_task(acquiring)
                 tasks.add(task)
                 task.add_done_callback(take)
@@ -494,7 +503,7 @@ def test_no_permit_is_lost_or_made(
                 limiter.release_unused()
             elif step == "cancel" and tasks:
                 sorted(tasks, key=id)[pick % len(tasks)].cancel()
-            elif step == "cancel all":
+            elif step == "scatter":
                 for task in tasks:
                     task.cancel()
             elif step == "hold":

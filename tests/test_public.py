@@ -85,14 +85,11 @@ def test_every_name_is_there_for_a_star_import() -> None:
     assert found == str(PUBLIC)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), list(documented()), ids=lambda v: str(v)[:40]
-)
-def test_every_public_thing_says_what_it_is(name: str, value: object) -> None:
-    text = inspect.getdoc(value)
-    assert text, name
-    first = text.splitlines()[0]
-    assert first.endswith((".", "?")), f"{name}: the first line is no sentence"
+@pytest.mark.parametrize("name", dict(documented()))
+def test_every_public_thing_says_what_it_is(name: str) -> None:
+    text = inspect.getdoc(dict(documented())[name])
+    assert text
+    assert text.splitlines()[0].endswith((".", "?"))
 
 
 def test_the_version_is_a_version() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -144,12 +145,14 @@ def test_each_call_draws_its_own_waits() -> None:
 
 # The decision.
 
+Maker = Callable[[], errors.LoopsError]
+
 OURS = ("k", 1)
-RETRIED = [throttled, failing, lost, timed_out, unreachable]
+RETRIED: list[Maker] = [throttled, failing, lost, timed_out, unreachable]
 
 
 @pytest.mark.parametrize("make", RETRIED)
-def test_what_may_succeed_later_is_tried_again(make: Any) -> None:
+def test_what_may_succeed_later_is_tried_again(make: Maker) -> None:
     call = tried()
     assert call.failed(make(), now=0.0) is None
     assert 0 <= call.wait <= 0.5
@@ -165,7 +168,7 @@ def test_what_cannot_succeed_is_raised_complete() -> None:
 
 
 @pytest.mark.parametrize("make", RETRIED)
-def test_the_last_attempt_s_error_is_raised_when_all_are_spent(make: Any) -> None:
+def test_the_last_attempt_s_error_is_raised_when_all_are_spent(make: Maker) -> None:
     call = tried(attempts=3, policy=RetryPolicy(attempts=3))
     error = make()
     assert call.failed(error, now=0.0) is error
@@ -174,7 +177,7 @@ def test_the_last_attempt_s_error_is_raised_when_all_are_spent(make: Any) -> Non
 
 
 @pytest.mark.parametrize("make", RETRIED)
-def test_one_attempt_means_no_retry(make: Any) -> None:
+def test_one_attempt_means_no_retry(make: Maker) -> None:
     error = make()
     assert tried(policy=RetryPolicy(attempts=1)).failed(error, now=0.0) is error
 
@@ -191,7 +194,7 @@ def test_the_attempts_are_counted_over_the_whole_call() -> None:
 
 @pytest.mark.parametrize("make", [failing, lost, timed_out])
 def test_what_must_not_be_repeated_is_not_tried_again_when_ambiguous(
-    make: Any,
+    make: Maker,
 ) -> None:
     error = make()
     assert tried(repeatable=False).failed(error, now=0.0) is error
@@ -199,7 +202,7 @@ def test_what_must_not_be_repeated_is_not_tried_again_when_ambiguous(
 
 
 @pytest.mark.parametrize("make", [throttled, unreachable])
-def test_what_was_certainly_not_accepted_may_be_repeated(make: Any) -> None:
+def test_what_was_certainly_not_accepted_may_be_repeated(make: Maker) -> None:
     assert tried(repeatable=False).failed(make(), now=0.0) is None
 
 
@@ -264,6 +267,13 @@ def test_what_the_server_asks_for_is_never_undercut(
         assert asked <= call.wait <= max(asked, 50)
 
 
+def test_who_asks_for_no_wait_is_given_the_usual_one() -> None:
+    """A Retry-After of 0 must not turn the back-off off."""
+    call = tried(policy=RetryPolicy(base=1000, cap=1000))
+    assert call.failed(throttled(0.0), now=0.0) is None
+    assert call.wait > 0
+
+
 @pytest.mark.parametrize("asked", [60.001, 86400.0])
 def test_who_asks_for_more_than_a_minute_is_not_waited_for(asked: float) -> None:
     """The status's own error now, with what was asked."""
@@ -287,7 +297,7 @@ def test_without_a_deadline_there_is_always_time() -> None:
 
 
 @pytest.mark.parametrize("make", [failing, throttled, unreachable, timed_out])
-def test_a_wait_that_passes_the_deadline_is_not_begun(make: Any) -> None:
+def test_a_wait_that_passes_the_deadline_is_not_begun(make: Maker) -> None:
     call = tried(end=10.0, deadline=5.0, policy=RetryPolicy(base=0))
     assert call.failed(make(), now=10.0) is None
     late = call.failed(make(), now=10.001)
@@ -359,7 +369,7 @@ def test_a_client_closed_meanwhile_says_so() -> None:
     st.booleans(),
 )
 def test_a_call_ends_in_time_and_its_books_balance(
-    made: list[Any], attempts: int, deadline: float | None, repeatable: bool
+    made: list[Maker], attempts: int, deadline: float | None, repeatable: bool
 ) -> None:
     """No more attempts than allowed, no wait past the end, nothing forgotten."""
     call = tried(

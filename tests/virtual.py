@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
+_ENDLESS = 100_000  # turns of a loop; no test needs a tenth of them
+
+
 class Deadlock(Exception):
-    """Nothing is ready, nothing is scheduled: this loop would wait for ever."""
+    """This loop would wait for ever: for nothing, or from timer to timer."""
 
 
 class _Jumping(selectors.SelectSelector):
@@ -24,6 +27,9 @@ class _Jumping(selectors.SelectSelector):
         self, timeout: float | None = None
     ) -> list[tuple[selectors.SelectorKey, int]]:
         self.turns += 1
+        if self.turns > _ENDLESS:
+            msg = f"nothing but timers, and no end at {self.now:g} s"
+            raise Deadlock(msg)
         ready = super().select(0)
         if not ready:
             if timeout is None:

@@ -10,7 +10,7 @@ def main() -> None:
     # A character that the terminal cannot show must not end a run.
     getattr(sys.stdout, "reconfigure", _nothing)(errors="replace")
     try:
-        from ._main import cli  # noqa: PLC0415
+        from ._main import cli
 
         cli()
     except ModuleNotFoundError as missing:

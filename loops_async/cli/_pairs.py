@@ -76,7 +76,7 @@ def _scalar(text: str, as_json: bool) -> Scalar:
         raise ValueError(msg) from None
     if isinstance(value, dict | list):
         msg = "only a string, a number, true, false or null can be sent"
-        raise ValueError(msg)  # noqa: TRY004 - it is the text that is wrong
+        raise ValueError(msg)
     return value  # type: ignore[no-any-return]
 
 

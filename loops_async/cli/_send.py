@@ -138,7 +138,7 @@ def command(
       3    a setting is wrong, or the API key was refused
       4    unknown or not now: send it again with the same key
       130  interrupted
-    """
+    """  # noqa: D301 - click reads \b
     settings = _Settings(
         api_key=None if key_file is None else _read_key(key_file),
         base_url=base_url,

@@ -1,0 +1,51 @@
+"""The README keeps its word: its Python runs, its commands are the real ones."""
+
+import ast
+import asyncio
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from loops_async import AsyncLoopsClient
+from loops_async.sandbox import Sandbox
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_python_block_of_the_readme_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one go, from top to bottom, against a sandbox in place of Loops."""
+    assert len(BLOCKS) >= 7
+
+    async def run_all() -> list[str]:
+        async with Sandbox() as sandbox:
+            monkeypatch.setenv("LOOPS_API_KEY", sandbox.api_key)
+            monkeypatch.setenv("LOOPS_BASE_URL", sandbox.url)
+            async with AsyncLoopsClient() as loops:
+                names: dict[str, object] = {}
+                for block in BLOCKS:
+                    names["loops"] = loops
+                    code = compile(
+                        block, "README.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+                    )
+                    result = eval(code, names)
+                    if inspect.isawaitable(result):
+                        await result
+            return [event.name for event in sandbox.events]
+
+    sent = asyncio.run(run_all())
+    assert sent == ["signup", *["testEvent"] * 4, "planUpgraded", "planUpgraded"]
+
+
+def test_the_check_command_runs_the_readmes_test_command() -> None:
+    """`.ci/run` takes its test command out of the README, where it is one line."""
+    commands = re.findall(r"^python3 -m venv .*pytest$", README, re.MULTILINE)
+    assert len(commands) == 1
+    assert "grep -E '^python3 -m venv .*pytest$' README.md" in (
+        ROOT / ".ci" / "run"
+    ).read_text(encoding="utf-8")
