@@ -1,7 +1,7 @@
 """All benchmarks: python -m benchmarks."""
 
-from . import cpu, imports
+from . import cpu, imports, limit
 
-for benchmark in (cpu, imports):
+for benchmark in (cpu, imports, limit):
     benchmark.main()
     print()

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import EllipsisType, NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, overload
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import attrs
 import cattrs
@@ -93,6 +93,12 @@ class AsyncLoopsClient:
         ConfigurationError: if a setting cannot work.
     """
 
+    # So that even one whose construction failed can be shown.
+    _base_url = "with bad settings"
+    _closed = True
+    _dry_run = False
+    _limiter: RateLimiter | None = None
+
     def __init__(
         self,
         api_key: KeySource | None = None,
@@ -122,7 +128,6 @@ class AsyncLoopsClient:
         self._recipients = recipients(allowed_recipients)
         self._dry_run = _settings.checked_type("dry_run", dry_run, bool)
         self._api_key: KeySource = ""
-        self._limiter: RateLimiter | None = None
         if not dry_run:
             self._api_key = _settings.key_source(key)
             self._limiter = _settings.limiter_for(
@@ -334,7 +339,7 @@ class AsyncLoopsClient:
         if method not in _METHODS:
             msg = f"method must be one of {', '.join(_METHODS)}, not {method!r}"
             raise ValueError(msg)
-        if not _PATH.fullmatch(path) or "/../" in f"{path}/":
+        if not _PATH.fullmatch(path) or {".", ".."} & {*unquote(path).split("/")}:
             msg = f"path must be like /v1/lists, with the query in params, not {path!r}"
             raise ValueError(msg)
         if idempotency_key is not None:
@@ -345,10 +350,14 @@ class AsyncLoopsClient:
                 [(k, _query(v)) for k, v in params.items()], quote_via=quote
             )
         if self._recipients is not None and method != "GET":
-            named = {**(params or {}), **(json if isinstance(json, Mapping) else {})}
-            self._check_recipient(
-                named.get("email"), named.get("userId"), idempotency_key
-            )
+            # Each one named, in the query or the body, and at least one.
+            named = [
+                (given.get("email"), given.get("userId"))
+                for given in (params, json)
+                if isinstance(given, Mapping) and {"email", "userId"} & given.keys()
+            ]
+            for email, user_id in named or [(None, None)]:
+                self._check_recipient(email, user_id, idempotency_key)
         if self._dry_run:
             msg = f"a dry_run client sends nothing, so {method} {path} has no answer"
             raise ConfigurationError(msg)
@@ -371,11 +380,14 @@ class AsyncLoopsClient:
             else _settings.checked_seconds("deadline", deadline),
             promised_object=path == API_KEY_PATH,
             repeatable=idempotency_key is not None or method in _REPEATABLE,
-            max_body=max_body,
+            max_body=_settings.checked_count("max_body", max_body),
         )
         delivery = self._ready(idempotency_key) or await self._open()
         answer, _, _ = await delivery.deliver(call)
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError:  # a 409 that was accepted before need not be JSON
+            return None
 
     async def test_api_key(self) -> dict[str, Any]:
         """Ask Loops whether the key is good: GET /v1/api-key.

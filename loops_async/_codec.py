@@ -8,6 +8,7 @@ import cattrs
 
 from ._events import Event
 from ._json import dumps, strict_dumps
+from ._values import item_path
 from .errors import InvalidEventError
 
 _FIELDS: Final = tuple(field.name for field in attrs.fields(Event))
@@ -88,7 +89,8 @@ def event_from_record(record: Mapping[str, Any]) -> Event:
     for name, value in record.items():
         field = _RECORD_FIELDS.get(name)
         if field is None:
-            problems.append(f"{name}: unknown field, expected {', '.join(_FIELDS)}")
+            at = item_path(name).removeprefix(".")
+            problems.append(f"{at}: unknown field, expected {', '.join(_FIELDS)}")
         elif field in given:
             problems.append(f"{name}: given twice, as {field} in another spelling")
         elif value is not None:

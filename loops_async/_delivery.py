@@ -7,6 +7,8 @@ from contextlib import suppress
 from inspect import isawaitable
 from typing import TypeAlias
 
+import attrs
+
 from ._events import Event
 from ._gate import OutageGate
 from ._limiter import RateLimiter
@@ -19,7 +21,6 @@ from .errors import (
     ConfigurationError,
     LoopsError,
     RateLimitError,
-    TransportError,
 )
 
 _logger = logging.getLogger("loops_async")
@@ -73,23 +74,26 @@ class Delivery:
         end = None if call.deadline is None else began + call.deadline
         tried = Tried(self._policy, call, end)
         while True:
-            probe = False
+            probe = 0
             if tried.wait or not self._goes_at_once():
                 probe = await self._admitted(tried)
                 sent = self._loop.time()
             elif self._slots is not None:
                 await self._slots.acquire()
-            tried.attempts += 1
-            secret = self._api_key
             sending = False
             try:
+                secret = self._api_key
                 if not isinstance(secret, Secret):
-                    secret = await _current(secret)
+                    secret = await self._asked(secret, tried)
+                    sent = self._loop.time()
                 limit = call.timeout
                 if end is not None and (limit is None or sent + limit > end):
                     limit = max(end - sent, 0.001)
+                tried.attempts += 1
                 sending = True
-                result = await self.transport.exchange(call, secret, limit)
+                result: Answer | LoopsError = await self.transport.exchange(
+                    call, secret, limit
+                )
             except BaseException:
                 self._gate.left(probe=probe)
                 self._give_back(sent=sending)
@@ -98,14 +102,15 @@ class Delivery:
                 if self._slots is not None:
                     self._slots.release()
             now = self._loop.time()
-            judged = self._judged(call, tried, result, secret, probe=probe)
-            if isinstance(judged, Answer):
+            # Under the one name, so that no local keeps what was not cleaned.
+            result = self._judged(call, tried, result, secret, probe=probe)
+            if isinstance(result, Answer):
                 if self._on_attempt is not None or _logger.isEnabledFor(logging.DEBUG):
-                    self._tell(call, tried, now - sent, judged.status)
-                return judged, tried.attempts, now - began
-            final = tried.failed(judged, now)
-            status = judged.status if isinstance(judged, APIError) else None
-            self._tell(call, tried, now - sent, status, judged, final)
+                    self._tell(call, tried, now - sent, result.status)
+                return result, tried.attempts, now - began
+            final = tried.failed(result, now)
+            status = result.status if isinstance(result, APIError) else None
+            self._tell(call, tried, now - sent, status, result, final)
             if final is not None:
                 raise final
             sent = now
@@ -119,11 +124,11 @@ class Delivery:
             and (self._limiter is None or self._limiter.try_acquire())
         )
 
-    async def _admitted(self, tried: Tried) -> bool:
+    async def _admitted(self, tried: Tried) -> int:
         """Wait until the next attempt may go out.
 
         Returns:
-            Whether it is the probe of the gate.
+            The number of the gate's probe it is, or 0.
 
         Raises:
             DeadlineExceededError: if there is no time left, or will be none.
@@ -135,9 +140,15 @@ class Delivery:
                     self._waiting.add(scope)
                     try:
                         await asyncio.sleep(tried.wait)
-                        return await self._pass()
+                        probe = await self._pass()
                     finally:
                         self._waiting.discard(scope)
+                if not self._closing:
+                    return probe
+                self._gate.left(probe=probe)
+                self._give_back(sent=False)
+                if self._slots is not None:
+                    self._slots.release()
             except TimeoutError:
                 pass
         raise tried.closed() if self._closing else tried.deadline_passed()
@@ -149,8 +160,8 @@ class Delivery:
         wait = max(tried.wait, self._gate.shortest_wait(), in_line)
         return self._loop.time() + wait > tried.end
 
-    async def _pass(self) -> bool:
-        """Take the gate, a permit and a slot; return whether as the probe."""
+    async def _pass(self) -> int:
+        """Pass the gate, and take a permit and a slot; return the probe it is."""
         while True:
             probe = await self._gate.enter()
             try:
@@ -176,16 +187,19 @@ class Delivery:
         self,
         call: Call,
         tried: Tried,
-        result: Answer | TransportError,
+        result: Answer | LoopsError,
         secret: Secret,
         *,
-        probe: bool,
+        probe: int,
     ) -> Answer | LoopsError:
         """Give back what the attempt took, and judge how it ended."""
-        if isinstance(result, TransportError):
-            self._gate.failed(probe=probe)
+        if isinstance(result, LoopsError):
+            if result.retryable:
+                self._gate.failed(probe=probe)
+            else:  # a certificate: waiting would not mend it
+                self._gate.left(probe=probe)
             self._give_back(sent=result.maybe_accepted)
-            _clean(result, secret, ())
+            result.args = (_Cleaner(secret, call.content)(str(result.args[0])),)
             return result
         if self._limiter is not None:
             self._limiter.release(answered=True, round_trip=result.round_trip)
@@ -198,14 +212,14 @@ class Delivery:
             promised_object=call.promised_object,
             keyed=call.key is not None,
             only_throttled=tried.only_throttled,
+            clean=_Cleaner(secret, call.content),
         )
         if error is None:
             return result
         if isinstance(error, RateLimitError) and self._limiter is not None:
             asked = min(error.retry_after or 0.0, MAX_RETRY_AFTER)
             self._limiter.hold(max(asked, self._limiter.period))
-        _clean(error, secret, call.content)
-        return error
+        return _without(secret, error)
 
     def _give_back(self, *, sent: bool) -> None:
         if self._limiter is None:
@@ -241,31 +255,59 @@ class Delivery:
         except Exception as hooks:  # noqa: BLE001 - a hook changes no outcome
             _logger.error("on_attempt raised %s", type(hooks).__name__)
 
+    async def _asked(self, source: KeySource, tried: Tried) -> Secret:
+        """Ask the callable for the key of now, within the deadline."""
+        key: object = None
+        failure = ""
+        try:
+            async with asyncio.timeout_at(tried.end) as scope:
+                self._waiting.add(scope)
+                try:
+                    key = await _answer_of(source)
+                finally:
+                    self._waiting.discard(scope)
+        except Exception as error:  # noqa: BLE001 - its frames may hold the key
+            if scope.expired():
+                failure = "late"
+            else:
+                failure = f"api_key: the callable raised {type(error).__name__}"
+        if self._closing:
+            raise tried.closed()
+        if failure == "late":
+            raise tried.deadline_passed()
+        if failure:
+            raise tried.complete(ConfigurationError(failure))
+        try:
+            return checked_key(key)
+        except ConfigurationError as unusable:
+            tried.complete(unusable)
+            raise
 
-async def _current(source: KeySource) -> Secret:
-    """Ask the callable for the key of now."""
+
+async def _answer_of(source: KeySource) -> object:
     assert callable(source)
-    try:
-        given = source()
-        key = hidden(await given if isawaitable(given) else given)
-    except Exception as error:  # noqa: BLE001 - its frames may hold the key
-        text = f"api_key: the callable raised {type(error).__name__}"
-    else:
-        return checked_key(key)
-    raise ConfigurationError(text)
+    given = source()
+    return hidden(await given if isawaitable(given) else given)
 
 
-def _clean(error: TransportError | APIError, secret: Secret, content: object) -> None:
-    """Take the API key and the event's own values out of what others said."""
-    text = masked(str(error.args[0]).replace(secret, "***"), _leaves(content))
-    error.args = (text,)
-    if isinstance(error, APIError):
-        message = masked(error.message.replace(secret, "***"), _leaves(content))
-        error.message = message
-        error.body = error.body.replace(secret.encode(), b"***")
-        error.headers = {
-            name: value.replace(secret, "***") for name, value in error.headers.items()
-        }
+@attrs.frozen
+class _Cleaner:
+    """Takes the API key and a call's own values out of what others said."""
+
+    secret: Secret
+    content: object = attrs.field(repr=False)
+
+    def __call__(self, text: str) -> str:
+        return masked(text.replace(self.secret, "***"), _leaves(self.content))
+
+
+def _without(secret: Secret, error: APIError) -> APIError:
+    """Take the API key out of what the error keeps of an answer."""
+    error.body = error.body.replace(secret.encode(), b"***")
+    error.headers = {
+        name: value.replace(secret, "***") for name, value in error.headers.items()
+    }
+    return error
 
 
 def _leaves(content: object) -> Iterator[object]:

@@ -28,8 +28,9 @@ class OutageGate:
         self._failures = 0
         self._pause = 0.0
         self._probe_due: float | None = None  # None while open
-        self._probing = False
-        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._probes = 0
+        self._probing = 0  # the number of the probe under way
+        self._waiting: deque[asyncio.Future[int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -46,22 +47,22 @@ class OutageGate:
             return 0.0
         return max(0.0, self._probe_due - self._loop.time())
 
-    async def enter(self) -> bool:
+    async def enter(self) -> int:
         """Wait until the gate is open or it is this caller's turn to probe.
 
         Returns:
-            Whether this caller is the probe.
+            The number of the probe this caller is; 0 for none.
         """
         if self.is_open:
-            return False
-        turn: asyncio.Future[bool] = self._loop.create_future()
+            return 0
+        turn: asyncio.Future[int] = self._loop.create_future()
         self._waiting.append(turn)
         self._schedule()
         try:
             return await turn
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.result():
-                self.left(probe=True)
+            if not turn.cancelled():
+                self.left(probe=turn.result())
             raise
 
     def succeeded(self) -> None:
@@ -71,12 +72,12 @@ class OutageGate:
             return
         _logger.warning("Loops answers again: sending resumes")
         self._probe_due = None
-        self._probing = False
+        self._probing = 0
         self._schedule()
         while (turn := self._next_turn()) is not None:
-            turn.set_result(False)
+            turn.set_result(0)
 
-    def failed(self, *, probe: bool) -> None:
+    def failed(self, *, probe: int) -> None:
         """Note a 5xx or a transport failure."""
         self._failures += 1
         if self.is_open:
@@ -90,18 +91,18 @@ class OutageGate:
                 self._base,
                 self._cap,
             )
-        elif probe:
-            self._probing = False
+        elif probe and probe == self._probing:
+            self._probing = 0
             self._pause = min(2 * self._pause, self._cap)
         else:
-            return  # it was under way when the gate closed
+            return  # it was under way already when the gate closed
         self._probe_due = self._loop.time() + self._pause
         self._schedule()
 
-    def left(self, *, probe: bool) -> None:
+    def left(self, *, probe: int) -> None:
         """Note that an attempt ended before it showed anything."""
-        if probe and not self.is_open:
-            self._probing = False
+        if probe and probe == self._probing:
+            self._probing = 0
             self._schedule()
 
     def _schedule(self) -> None:
@@ -115,10 +116,11 @@ class OutageGate:
     def _hand_over(self) -> None:
         self._timer = None
         if (turn := self._next_turn()) is not None:
-            self._probing = True
-            turn.set_result(True)
+            self._probes += 1
+            self._probing = self._probes
+            turn.set_result(self._probing)
 
-    def _next_turn(self) -> asyncio.Future[bool] | None:
+    def _next_turn(self) -> asyncio.Future[int] | None:
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():  # else cancelled while it waited

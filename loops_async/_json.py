@@ -4,6 +4,7 @@ Both write compact UTF-8 and read only what RFC 8259 allows.
 """
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, Final, Never
 
@@ -16,7 +17,17 @@ def _refuse_constant(name: str) -> Never:
 _ENCODER: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":")
 )
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        msg = f"{digits[:20]} is out of range"
+        raise ValueError(msg)
+    return number
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def strict_dumps(value: object) -> bytes:
@@ -31,10 +42,13 @@ def strict_dumps(value: object) -> bytes:
 
 def _strict_loads(text: bytes) -> Any:
     try:
-        return _DECODER.decode(text.decode())
+        value = _DECODER.decode(text.decode())
+        if b"\\u" in text:
+            strict_dumps(value)  # raises for a lone surrogate
     except RecursionError:
         msg = "nested too deeply"
         raise ValueError(msg) from None
+    return value
 
 
 dumps: Callable[[object], bytes]

@@ -8,10 +8,13 @@ kind of window can make the server see more than ``limit`` in a period.
 
 import asyncio
 import math
+import os
 import threading
 import time
+import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 import attrs
@@ -81,6 +84,7 @@ class RateLimiter:
             asyncio.AbstractEventLoop, tuple[float, asyncio.TimerHandle]
         ] = {}
         self._credit = _Credit()
+        _limiters.add(self)
 
     def __repr__(self) -> str:
         with self._lock:
@@ -108,8 +112,11 @@ class RateLimiter:
 
     async def acquire(self, *, bulk: bool = False) -> None:
         """Take a permit; waits its turn. Cancelling gives the turn up."""
-        if self.try_acquire():
-            return
+        while not self.try_acquire() and not await self._wait(bulk=bulk):
+            pass  # the loop stood still when its turn came
+
+    async def _wait(self, *, bulk: bool) -> bool:
+        """Wait in line; return whether that brought a permit."""
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop, loop.create_future())
         line = self._bulk if bulk else self._single
@@ -123,10 +130,11 @@ class RateLimiter:
             with self._lock:
                 if waiter.granted:
                     self._free += 1
-                else:
+                elif waiter in line:
                     self._leave(line, waiter)
                 self._serve()
             raise
+        return waiter.granted
 
     def shortest_wait(self) -> float:
         """Return the seconds at least that a single send arriving now waits."""
@@ -139,7 +147,7 @@ class RateLimiter:
             elif place < self._free + len(self._due):
                 soonest = self._due[place - self._free]
             else:  # a permit that is under way now
-                soonest = now + self.period - self._credit.now
+                soonest = now + self.period - self._credit.soon(self.limit, self.period)
             return max(soonest, self._held_until) - now + rounds * self.period
 
     def release(self, *, answered: bool, round_trip: float | None = None) -> None:
@@ -173,6 +181,16 @@ class RateLimiter:
         with self._lock:
             self._held_until = max(self._held_until, self._clock() + seconds)
 
+    def forked(self) -> None:
+        """Begin again in the child of a fork: nobody here waits or sends yet."""
+        self._lock = threading.RLock()
+        self._single.clear()
+        self._bulk.clear()
+        self._waiting_in.clear()
+        self._alarms.clear()
+        under_way = self.limit - self._free - len(self._due)
+        self._due.extend([self._clock() + self.period] * under_way)
+
     def _collect(self, now: float) -> None:
         while self._due and self._due[0] <= now:
             self._due.popleft()
@@ -187,8 +205,11 @@ class RateLimiter:
                 line = self._next_line()
                 waiter = next(iter(line))
                 self._leave(line, waiter)
-                waiter.granted = _wake(waiter)
+                # A loop that stands still could not use a permit. Without a
+                # place in line it can also be collected, if it was forgotten.
+                waiter.granted = waiter.loop.is_running()
                 self._free -= waiter.granted
+                _wake(waiter)
         here = _running_loop()
         if here is not None and self._waiting_in[here]:
             self._set_alarm(here)
@@ -236,6 +257,18 @@ class RateLimiter:
             self._serve()
 
 
+_limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for limiter in list(_limiters):
+        limiter.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class _Credit:
     """How much earlier than ``answer + period`` a permit may return: `now`.
 
@@ -250,6 +283,12 @@ class _Credit:
         self._before = self._fastest = math.inf
         self._since = -math.inf
 
+    def soon(self, under_way: int, period: float) -> float:
+        """Return the most it can be when as many more are known."""
+        if self._samples + under_way < _SAMPLES:
+            return 0.0
+        return min(self._before, self._fastest, 2 * period) / 2
+
     def learn(self, round_trip: float, at: float) -> None:
         self._samples += 1
         if at - self._since >= _AGE:
@@ -263,16 +302,12 @@ class _Credit:
             self.now = max(0.0, fastest / 2 - _MARGIN)
 
 
-def _wake(waiter: _Waiter) -> bool:
-    """Tell the waiter it has its permit; False if its loop is gone."""
+def _wake(waiter: _Waiter) -> None:
     if waiter.loop is _running_loop():
         _resolve(waiter.turn)
-        return True
-    try:
+        return
+    with suppress(RuntimeError):  # closed: nobody is there to be woken
         waiter.loop.call_soon_threadsafe(_resolve, waiter.turn)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _resolve(turn: asyncio.Future[None]) -> None:

@@ -1,6 +1,8 @@
 """The allow-list that keeps a staging system from mailing customers."""
 
+import string
 from collections.abc import Iterable
+from typing import Final
 
 import attrs
 
@@ -25,25 +27,29 @@ class Recipients:
         if email is None and user_id is None:
             msg = "allowed_recipients: no email or user ID to check"
             raise RecipientNotAllowedError(msg)
-        if (
-            email is not None
-            and email not in self.emails
-            and not self._allows_email(email)
-        ):
+        if email is not None and not self._allows_email(email):
             msg = "email is not in allowed_recipients"
             raise RecipientNotAllowedError(msg)
-        if user_id is not None and user_id not in self.user_ids:
+        if user_id is not None and not (
+            isinstance(user_id, str) and user_id in self.user_ids
+        ):
             msg = "user_id is not in allowed_recipients"
             raise RecipientNotAllowedError(msg)
 
     def _allows_email(self, email: object) -> bool:
         if not isinstance(email, str):
             return False
-        folded = _folded(email)
-        _, _, domain = folded.rpartition("@")
+        if email in self.emails:
+            return True
+        folded = email.translate(_FOLDED)
+        name, _, domain = folded.rpartition("@")
         return folded in self.emails or (
-            folded.count("@") == 1 and domain in self.domains
+            bool(name) and "@" not in name and domain in self.domains
         )
+
+
+# ASCII only: other folding makes equal what mail servers do not.
+_FOLDED: Final = {ord(letter): letter.lower() for letter in string.ascii_uppercase}
 
 
 def recipients(given: Iterable[str] | None) -> Recipients | None:
@@ -55,15 +61,16 @@ def recipients(given: Iterable[str] | None) -> Recipients | None:
     """
     if given is None:
         return None
-    if isinstance(given, str):
-        msg = "allowed_recipients must be a sequence of strings, not one string"
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        kind = "string" if isinstance(given, str) else type(given).__name__
+        msg = f"allowed_recipients must be a sequence of strings, not one {kind}"
         raise ConfigurationError(msg)
     emails, domains, user_ids = set(), set(), set()
     for entry in given:
         if not isinstance(entry, str):
             msg = f"allowed_recipients: {type(entry).__name__} is not a string"
             raise ConfigurationError(msg)
-        name, at, domain = _folded(entry).rpartition("@")
+        name, at, domain = entry.translate(_FOLDED).rpartition("@")
         if entry.startswith("user:") and len(entry) > len("user:"):
             user_ids.add(entry.removeprefix("user:"))
         elif at and domain and "@" not in name:
@@ -75,8 +82,3 @@ def recipients(given: Iterable[str] | None) -> Recipients | None:
             )
             raise ConfigurationError(msg)
     return Recipients(frozenset(emails), frozenset(domains), frozenset(user_ids))
-
-
-def _folded(email: str) -> str:
-    """Fold ASCII case only: other folding makes equal what mail servers do not."""
-    return email.lower() if email.isascii() else email

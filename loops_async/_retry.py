@@ -148,7 +148,7 @@ class Tried:
             or (asked is not None and (asked > MAX_RETRY_AFTER or late))
         ):
             cut_short = isinstance(error, RequestTimeoutError) and late
-            return self.deadline_passed() if cut_short else self._complete(error)
+            return self.deadline_passed() if cut_short else self.complete(error)
         return self.deadline_passed() if late else None
 
     def deadline_passed(self) -> LoopsError:
@@ -156,18 +156,17 @@ class Tried:
         text = f"the deadline of {self._call.deadline:g} s leaves no time"
         if self.attempts:
             text += " for another attempt"
-        return self._complete(DeadlineExceededError(self._with_last(text)))
+        return self.complete(DeadlineExceededError(self._with_last(text)))
 
     def closed(self) -> LoopsError:
         """Return the error for a client that was closed meanwhile."""
-        return self._complete(
-            ClientClosedError(self._with_last("the client is closed"))
-        )
+        return self.complete(ClientClosedError(self._with_last("the client is closed")))
 
     def _with_last(self, text: str) -> str:
         return text if self._last is None else f"{text}; the last: {self._last.args[0]}"
 
-    def _complete(self, error: LoopsError) -> LoopsError:
+    def complete(self, error: LoopsError) -> LoopsError:
+        """Give an error what it has to tell of the whole call."""
         error.idempotency_key = self._call.key
         error.attempts = self.attempts
         error.maybe_accepted = self.ambiguous

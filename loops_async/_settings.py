@@ -6,8 +6,11 @@ import os
 import urllib.request
 import weakref
 from collections.abc import Awaitable, Callable, Hashable
+from types import NoneType
 from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import urlsplit
+
+import attrs
 
 from ._limiter import RateLimiter
 from .errors import ConfigurationError
@@ -29,9 +32,20 @@ class Secret(str):
         return "'***'"
 
 
+@attrs.frozen
+class NoKey:
+    """Stands for a key of a wrong type, which may be the key all the same."""
+
+    kind: str
+
+
 def hidden(given: object) -> object:
     """Hide a key before a frame that may raise holds it in its locals."""
-    return Secret(given) if isinstance(given, str) else given
+    if isinstance(given, str):
+        return Secret(given)
+    if given is None or callable(given):
+        return given
+    return NoKey(type(given).__name__)
 
 
 def checked_key(given: object) -> Secret:
@@ -41,7 +55,7 @@ def checked_key(given: object) -> Secret:
         ConfigurationError: if it cannot be one; the text does not show it.
     """
     if not isinstance(given, str):
-        kind = type(given).__name__
+        kind = given.kind if isinstance(given, NoKey) else type(given).__name__
         msg = f"api_key must be a string or a callable that returns one, not {kind}"
         raise ConfigurationError(msg)
     key = Secret(given.strip())
@@ -72,6 +86,9 @@ def checked_base_url(given: str | None) -> str:
         msg = f"base_url must be a string, not {type(url).__name__}"
         raise ConfigurationError(msg)
     url = url.strip().rstrip("/")
+    if not url.isprintable() or " " in url:
+        msg = f"base_url must not have white space or control characters in it: {url!r}"
+        raise ConfigurationError(msg)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -97,7 +114,7 @@ def proxy_for(base_url: str, given: str | None) -> str | None:
     """Return the proxy to use, from the environment if not given; read once."""
     parts = urlsplit(base_url)
     host = parts.hostname or ""
-    proxy = given
+    proxy = checked_type("proxy", given, str, NoneType)
     if proxy is None:
         if _is_loopback(host) or urllib.request.proxy_bypass(host):
             return None
@@ -106,7 +123,13 @@ def proxy_for(base_url: str, given: str | None) -> str | None:
         return None
     if "://" not in proxy:
         proxy = f"http://{proxy}"
-    if urlsplit(proxy).scheme not in ("http", "https"):
+    try:
+        usable = (
+            urlsplit(proxy).scheme in ("http", "https") and urlsplit(proxy).hostname
+        )
+    except ValueError:
+        usable = False
+    if not usable:
         msg = "proxy must be an http:// or https:// URL"
         raise ConfigurationError(msg)
     return Secret(proxy)
@@ -126,7 +149,10 @@ def checked_seconds(name: str, given: object) -> float | None:
     if isinstance(given, bool) or not isinstance(given, int | float) or not given > 0:
         msg = f"{name} must be a positive number of seconds or None, not {given!r}"
         raise ConfigurationError(msg)
-    return None if given == math.inf else float(given)
+    return None if given >= _FOR_EVER else float(given)
+
+
+_FOR_EVER: Final = 1e9  # seconds; event loops cannot count much farther
 
 
 def checked_count(name: str, given: object) -> int:
@@ -164,13 +190,21 @@ def limiter_for(
         except ValueError:
             msg = f"LOOPS_RATE_LIMIT must be a number, not {told!r}"
             raise ConfigurationError(msg) from None
-    budget = (key, base_url, rate)
+    budget = (_identity(key), base_url, rate)
     limiter = _shared.get(budget)
     if limiter is None:
         limiter = _limiter(rate, "LOOPS_RATE_LIMIT")
         if limiter is not None:
             _shared[budget] = limiter
     return limiter
+
+
+def _identity(key: KeySource) -> Hashable:
+    try:
+        hash(key)
+    except TypeError:  # a callable of the user's, kept alive by its client
+        return id(key)
+    return key
 
 
 _shared: weakref.WeakValueDictionary[Hashable, RateLimiter] = (
@@ -182,8 +216,15 @@ def _limiter(rate: object, name: str) -> RateLimiter | None:
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
         msg = f"{name} must be a positive number per second, not {rate!r}"
         raise ConfigurationError(msg)
-    if rate == math.inf:
+    if rate >= _NO_LIMIT:
         return None
     # 2.5 a second is 3 in 1.2 s: never more than 3 in any one second.
     limit = math.ceil(rate)
-    return RateLimiter(limit, limit / rate)
+    period = limit / rate
+    if period > _FOR_EVER:
+        msg = f"{name} is too small: {rate!r} per second"
+        raise ConfigurationError(msg)
+    return RateLimiter(limit, period)
+
+
+_NO_LIMIT: Final = 1e9  # a second, and more than any machine can send

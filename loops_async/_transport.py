@@ -88,13 +88,14 @@ class Transport:
                 timeout=_TIMEOUT,
             )
             self._keeper = _close_at_shutdown(session)
-            # Only what differs from the session's own goes with each request.
+            # Only what differs from the session's own goes with each request,
+            # and the key: aiohttp gives the session's headers to proxies too.
             self._headers: dict[str, str] = {}
             self._options: dict[str, Any] = {"allow_redirects": False}
         else:
             if session.connector is not None:
                 limits = (session.connector.limit, session.connector.limit_per_host)
-                max_connections = min(max_connections, *filter(None, limits))
+                max_connections = min([max_connections, *filter(None, limits)])
             self._headers = _HEADERS
             self._options = {
                 "allow_redirects": False,
@@ -115,6 +116,7 @@ class Transport:
         self._alarm: asyncio.TimerHandle | None = None
         self._cut_off: dict[asyncio.Task[Any], str] = {}
         self._drained: asyncio.Future[None] | None = None
+        self._closing = asyncio.Lock()
         self._thread = threading.get_ident()
         self._inherited = False
         _unclosed.add(self)
@@ -162,7 +164,8 @@ class Transport:
                 self._cut(task, _CLOSED)
             await asyncio.wait([drained])
         if self._keeper is not None:
-            await self._keeper.aclose()
+            async with self._closing:  # who comes second waits, too
+                await self._keeper.aclose()
 
     async def exchange(
         self, call: Call, secret: Secret, limit: float | None
@@ -226,10 +229,7 @@ class Transport:
         """Use the key from now on; what is under way has copied the last."""
         self._secret = secret
         bearer = Secret(f"Bearer {secret}")
-        if self._keeper is None:
-            self._headers = {**self._headers, _AUTHORIZATION: bearer}
-        else:
-            self._session.headers[_AUTHORIZATION] = bearer
+        self._headers = {**self._headers, _AUTHORIZATION: bearer}
 
     def _watch(
         self, task: asyncio.Task[Any], limit: float | None
@@ -238,21 +238,26 @@ class Transport:
         if limit is not None and limit == self._usual_limit:
             self._under_way[task] = self.loop.time() + limit
             if self._alarm is None:
-                self._alarm = self.loop.call_later(limit, self._cut_overdue)
+                self._set_alarm(self._under_way[task])
             return None
         self._under_way[task] = math.inf
         if limit is None:
             return None
         return self.loop.call_later(limit, self._cut, task, _TIMED_OUT)
 
-    def _cut_overdue(self) -> None:
+    def _set_alarm(self, end: float) -> None:
+        # Weakly, so that a client that was dropped is not kept for so long.
+        self._alarm = self.loop.call_at(end, _cut_overdue, weakref.ref(self))
+
+    def cut_overdue(self) -> None:
+        """End what is over its time, and wait for the next to be."""
         self._alarm = None
         now = self.loop.time()
         for task, end in self._under_way.items():
             if end <= now:
                 self._cut(task, _TIMED_OUT)
             elif end < math.inf:
-                self._alarm = self.loop.call_at(end, self._cut_overdue)
+                self._set_alarm(end)
                 return
 
     def _cut(self, task: asyncio.Task[Any], why: str) -> None:
@@ -275,7 +280,7 @@ _CLOSED: Final = "the client was closed before the answer came"
 def _translated(
     error: BaseException, connection: _Connection, cut: str | None
 ) -> TransportError:
-    unsent = connection == "none"
+    unsent = connection == "none" or error.args == ("Session is closed",)
     if cut is _CLOSED:
         return ConnectionLostError(cut, maybe_accepted=not unsent)
     if cut is not None:
@@ -335,12 +340,20 @@ class _Connector(aiohttp.TCPConnector):
         return protocol
 
 
+def _cut_overdue(of: weakref.ref[Transport]) -> None:
+    transport = of()
+    if transport is not None:
+        transport.cut_overdue()
+
+
 async def _close_at_shutdown(session: aiohttp.ClientSession) -> AsyncGenerator[None]:
     """Close the session when closed itself, as a loop's shutdown does."""
+    process = os.getpid()
     try:
         yield
     finally:
-        await session.close()
+        if os.getpid() == process:  # else a fork brought it, see inherit()
+            await session.close()
 
 
 _unclosed: weakref.WeakSet[Transport] = weakref.WeakSet()

@@ -204,7 +204,9 @@ def mailing_lists(given: Any) -> FrozenDict[bool]:
 
 @lru_cache(maxsize=1024)  # events of one name have the same names in them
 def _fine_names(names: tuple[Any, ...]) -> bool:
-    return bool(names) and not any(_refusals(name, given) for given in names)
+    return bool(names) and not any(
+        type(given) is not str or _refusals(name, given) for given in names
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -240,10 +242,13 @@ def _mapping(
     values: dict[str, _V] = {}
     problems: list[str] = []
     for item_name, item in given.items():
+        at = item_path(item_name)
         try:
-            values[read_name(item_name)] = read(item)
+            plain = read_name(item_name)
+            if plain in values:
+                problems.append(f"{at}: given twice, in two spellings")
+            values[plain] = read(item)
         except Refused:
-            at = _item_path(item_name)
             problems.extend(f"{at}: {why}" for why in _refusals(read_name, item_name))
             problems.extend(f"{at}: {why}" for why in _refusals(read, item))
     if problems:
@@ -259,7 +264,7 @@ def _refusals(read: Callable[[Any], object], given: Any) -> tuple[str, ...]:
     return ()
 
 
-def _item_path(item_name: Any) -> str:
+def item_path(item_name: Any) -> str:
     short = type(item_name) is str and 0 < len(item_name) <= SURELY_SHORT
     if short and item_name.isprintable():
         return f".{item_name}"
@@ -327,8 +332,9 @@ def _converted(given: Any) -> WireValue:
 def _number(given: Decimal) -> int | float:
     if given.is_nan():  # float() refuses a signalling one
         return math.nan
-    # An int of a huge exponent would fill the memory, a float lose digits.
-    if given.is_finite() and abs(given) > MAX_INT:
+    # An int of a huge exponent would fill the memory, a float lose digits;
+    # comparing is exact and cheap whatever the exponent.
+    if given.is_finite() and not -MAX_INT <= given <= MAX_INT:
         return MAX_INT + 1
     whole = given.is_finite() and given == given.to_integral_value()
     return int(given) if whole else float(given)

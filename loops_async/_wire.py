@@ -7,7 +7,7 @@ https://loops.so/docs/api-reference/send-event (idempotency).
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -130,7 +130,7 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     except ValueError:
         try:
             date = parsedate_to_datetime(given)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         if date.tzinfo is None:  # "-0000" means UTC too
             date = date.replace(tzinfo=UTC)
@@ -145,6 +145,7 @@ def refusal(
     promised_object: bool = True,
     keyed: bool = True,
     only_throttled: bool = False,
+    clean: Callable[[str], str] = str,
 ) -> errors.APIError | None:
     """Judge an answer: None if Loops accepted, else the error to raise.
 
@@ -160,9 +161,10 @@ def refusal(
             refusal like any other.
         only_throttled: Whether all earlier attempts under this key were
             answered with 429; nobody knows whether those burn the key.
+        clean: Takes out of the server's words what nobody must see.
     """
     status = answer.status
-    if status == HTTPStatus.OK and answer.body == _ACCEPTED:
+    if status == HTTPStatus.OK and answer.body == _ACCEPTED and not answer.truncated:
         return None
     if 200 <= status < 300:
         try:
@@ -171,25 +173,27 @@ def refusal(
             what = f"{status} whose body is not JSON ({_brief(not_json)})"
         else:
             if isinstance(content, dict) and content.get("success") is False:
-                return _error(answer, content, f"{status} without success")
+                message = _message(answer, content, clean)
+                return _error(answer, message, f"{status} without success")
             if isinstance(content, dict) or not promised_object:
                 return None
             what = f"{status} whose body is not a JSON object"
+        message = _message(answer, None, clean)
         # A list too long to read is as long the next time.
         retryable = promised_object or not answer.truncated
-        return _error(answer, None, what, retryable=retryable, maybe_accepted=True)
-    content = _content(answer)
+        return _error(answer, message, what, retryable=retryable, maybe_accepted=True)
+    message = _message(answer, _content(answer), clean)
     if status == HTTPStatus.CONFLICT and keyed:
-        if _OTHER_BODY.search(_message(answer, content)):
-            return _error(answer, content)
+        if _OTHER_BODY.search(message):
+            return _error(answer, message)
         if only_throttled:
             what = "409 after nothing but 429"
-            return _error(answer, content, what, maybe_accepted=True)
+            return _error(answer, message, what, maybe_accepted=True)
         return None
     certain = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY)
     ambiguous = status == HTTPStatus.REQUEST_TIMEOUT or 500 <= status < 600
     return _error(
-        answer, content, retryable=certain or ambiguous, maybe_accepted=ambiguous
+        answer, message, retryable=certain or ambiguous, maybe_accepted=ambiguous
     )
 
 
@@ -206,7 +210,7 @@ def _content(answer: Answer) -> Any:
 
 def _error(
     answer: Answer,
-    content: Any,
+    message: str,
     what: str = "",
     *,
     retryable: bool = False,
@@ -217,14 +221,13 @@ def _error(
         kind: type[errors.APIError] = errors.ServerError
     else:
         kind = _BY_STATUS.get(status, errors.UnexpectedResponseError)
-    message = _message(answer, content)
     text = f"Loops answered {what or status}"
     error = kind(
         f"{text}: {message}" if message else text,
         status=status,
         message=message,
         body=answer.body,
-        headers=dict(answer.headers),
+        headers={name.lower(): value for name, value in answer.headers.items()},
         retry_after=retry_after(answer.headers),
         retryable=retryable,
         maybe_accepted=maybe_accepted,
@@ -247,7 +250,7 @@ _BY_STATUS: Final[Mapping[int, type[errors.APIError]]] = {
 }
 
 
-def _message(answer: Answer, content: Any) -> str:
+def _message(answer: Answer, content: Any, clean: Callable[[str], str]) -> str:
     """Say in one line what the answer says, or what it is."""
     if isinstance(content, dict):
         # `error` is deprecated: a text, or an object with a message or reason.
@@ -260,14 +263,14 @@ def _message(answer: Answer, content: Any) -> str:
             nested.get("reason"),
         ):
             if isinstance(said, str) and said.strip():
-                return _brief(said)
+                return _brief(clean(said))
     reason = _REASONS.get(answer.status, "")
-    text = _brief(answer.body.decode(errors="ignore"))
+    text = _brief(clean(answer.body.decode(errors="ignore")))
     if not text:
         return reason
     if text.isprintable() and not text.startswith(("<", "{", "[")):
         return text
-    kind = _brief(answer.headers.get("content-type", "no content type"))
+    kind = _brief(clean(answer.headers.get("content-type", "no content type")))
     size = f"{'over ' if answer.truncated else ''}{len(answer.body)} bytes"
     return f"{reason} ({kind}, {size})".lstrip()
 
@@ -292,12 +295,14 @@ def masked(text: str, private: Iterable[object]) -> str:
     words = {
         str(value)
         for value in private
-        if value is not None and not isinstance(value, bool) and value != ""
+        if value is not None and not isinstance(value, bool) and str(value).strip()
     }
     if not words:
         return text
     # Longest first, so that none is half masked by a part of it; whole words
     # only, so that the value "a" does not blot out the text.
     longest_first = sorted(words | set(map(quote, words)), key=len, reverse=True)
-    any_word = "|".join(re.escape(_brief(word)) for word in longest_first)
+    any_word = "|".join(
+        r"\s+".join(map(re.escape, word.split())) for word in longest_first
+    )
     return re.sub(rf"(?i)(?<!\w)(?:{any_word})(?!\w)", "***", text)

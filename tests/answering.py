@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ from loops_async.sandbox import Sandbox
 
 KEY = "the-key"
 
-Treatment: TypeAlias = Callable[[asyncio.StreamWriter], Awaitable[None]]
+Treatment: TypeAlias = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
 Outcome: TypeAlias = Receipt | BaseException
 
 
@@ -77,19 +77,14 @@ class Server:
         now = asyncio.get_running_loop().time()
         self.arrivals.append((now, headers.get("idempotency-key", "")))
         self.under_way += 1
-        treatment = asyncio.ensure_future(self.treat(writer))
-        gone = asyncio.ensure_future(reader.read(1))
+        treatment = asyncio.create_task(self.treat(writer), name="server")
         try:
-            # Nobody pipelines, so a client that is readable has gone away.
-            while not treatment.done():
-                await asyncio.wait({treatment, gone}, return_when="FIRST_COMPLETED")
-                if gone.done():
+            while not (await asyncio.wait({treatment}, timeout=0.01))[0]:
+                if reader.at_eof() or reader.exception() is not None:
                     raise ConnectionResetError
         finally:
             self.under_way -= 1
-            for task in (treatment, gone):
-                task.cancel()
-            await asyncio.gather(treatment, gone, return_exceptions=True)
+            treatment.cancel()
 
 
 def answer(
@@ -191,7 +186,7 @@ def start(
     """Start sends to different contacts; they run when the caller waits."""
     return [
         asyncio.create_task(
-            client.send_event("signup", user_id=f"u{n}", **options), name="send"
+            client.send_event("signup", email=f"u{n}@b.co", **options), name="send"
         )
         for n in range(count)
     ]

@@ -153,6 +153,11 @@ class Server:
     def url(self) -> str:
         return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}/api"
 
+    async def arrived(self, count: int = 1) -> None:
+        """Wait until so many requests have been read."""
+        while len(self.requests) < count:  # noqa: ASYNC110 - of any connection
+            await asyncio.sleep(0.001)
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(
             self._accept, "127.0.0.1", 0, ssl=self.tls, backlog=1024
@@ -165,6 +170,10 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # A connection accepted just now gets its task a few ticks later, and
+        # never from a server that is closed.
+        for _ in range(5):
+            await asyncio.sleep(0)
         self._server.close()
         for task in self._busy:
             task.cancel()

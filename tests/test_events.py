@@ -177,7 +177,7 @@ def test_a_value_becomes_the_plain_wire_value_it_stands_for(
         (Fraction(1, 2), "Fraction cannot be sent"),
         (time(1, 2), "time cannot be sent"),
         (timedelta(1), "timedelta cannot be sent"),
-        (datetime(2026, 1, 2), "the datetime has no time zone"),
+        (datetime.fromisoformat("2026-01-02"), "the datetime has no time zone"),
         (
             datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
             "the datetime is out of range in UTC",
@@ -200,11 +200,6 @@ def test_what_json_cannot_say_is_refused_and_never_nulled(value: Any, why: str) 
     assert problem.startswith(f"contact_properties.p: {why}")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ArithmeticError,
-    reason="abs() of a Decimal is bound to the context and raises decimal.Overflow",
-)
 @pytest.mark.parametrize("digits", ["1E+1000000", "-1E+99999999"])
 def test_a_decimal_beyond_its_own_context_is_refused_like_any_other(
     digits: str,
@@ -404,7 +399,6 @@ def test_no_accepted_contact_property_is_a_wire_name(name: str) -> None:
     assert contact_property_name(name) == name
 
 
-@pytest.mark.xfail(strict=True, reason="the last one wins silently")
 @pytest.mark.parametrize("field", ["event_properties", "contact_properties"])
 def test_two_spellings_of_one_name_do_not_swallow_a_value(field: str) -> None:
     """Nothing is silently lost: an Enum and its text are one wire name."""
@@ -490,8 +484,7 @@ def _check_all_problems_are_named(
     for field, name, value in bad_items:
         fields[field][name] = value
         expected.add(_path(field, name))
-    for field, value in bad_fields:
-        fields[field] = value
+    fields.update(bad_fields)
     whole = {field for field, _ in bad_fields}
     expected = {path for path in expected if path.partition(".")[0] not in whole}
     expected |= whole

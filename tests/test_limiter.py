@@ -699,9 +699,6 @@ def test_it_is_so_with_credit_while_no_round_trip_is_faster_than_known(
     virtual.run(main())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what is under way may return with credit not yet given"
-)
 def test_it_is_so_when_the_first_credit_is_given_meanwhile() -> None:
     """The 20th round trip brings its permit back earlier than was said."""
 
@@ -891,7 +888,6 @@ def test_a_loop_closed_with_waiters_in_line_blocks_nobody() -> None:
         gc.collect()
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError: the waiter has left the line already")
 def test_its_waiters_are_collected_without_a_word() -> None:
     limiter = RateLimiter(1, 0.001)
     assert limiter.try_acquire()
@@ -920,11 +916,6 @@ def test_a_loop_forgotten_unclosed_gives_its_permit_back_as_garbage() -> None:
     assert not limiter._waiting_in
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=TimeoutError,
-    reason="the first has the only permit, the others in line keep its loop alive",
-)
 def test_a_loop_that_stands_still_blocks_nobody() -> None:
     """Left unclosed with more waiters in line than there are permits."""
     with asyncio.Runner(loop_factory=virtual.VirtualLoop) as runner:

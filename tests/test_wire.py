@@ -179,12 +179,17 @@ def test_no_answer_is_more_than_an_error_of_ours(
 
 def test_a_truncated_2xx_is_not_json() -> None:
     """Not even if what was read of it would be."""
-    long = Answer(200, headers(), SUCCESS, truncated=True)
+    long = Answer(200, headers(), b'{"success":1   }', truncated=True)
     error = refused(long)
     assert (error.retryable, error.maybe_accepted) == AMBIGUOUS
     assert "longer than 16 bytes" in str(error)
     error = refused(long, promised_object=False)
     assert (error.retryable, error.maybe_accepted) == (False, True)
+
+
+def test_the_usual_answer_with_more_behind_it_is_truncated_too() -> None:
+    """`request` may be told to read 16 bytes."""
+    assert refusal(Answer(200, headers(), SUCCESS, truncated=True)) is not None
 
 
 @pytest.mark.parametrize("body", [b"", b"[1]", b"null", b'"x"', b"{}", b"3"])
@@ -229,7 +234,7 @@ def test_a_409_without_a_key_is_a_refusal_like_any_other() -> None:
         (b'{"message":" \\n","error":"e"}', "e"),
         (b'{"message":null,"error":{"path":"p","message":"deep"}}', "deep"),
         (b'{"error":{"path":"p","reason":"why"}}', "why"),
-        (b'{"message":{"message":"deep"}}', "deep"),
+        (b'{"message":{"message":"deep"}}', "Bad Request (no content type, 30 bytes)"),
         (b'{"message":"two\\nlines\\u2028 and\\ttabs"}', "two lines and tabs"),
         (b"plain text", "plain text"),
         (b"  two\r\nlines ", "two lines"),
@@ -276,7 +281,6 @@ def test_an_error_keeps_the_raw_answer() -> None:
     assert {name.lower() for name in error.headers} == {"retry-after", "x-id"}
 
 
-@pytest.mark.xfail(strict=True, reason="the server's own spelling is kept")
 def test_the_headers_of_an_error_are_looked_up_in_lower_case() -> None:
     """As the docstring of APIError says."""
     assert refused(answer(503, b"", Retry_After="7")).headers == {"retry-after": "7"}
@@ -343,8 +347,8 @@ def test_a_date_is_compared_with_the_clock() -> None:
 
 
 @given(
-    st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(2200, 1, 1)).map(
-        lambda date: date.replace(microsecond=0, tzinfo=UTC)
+    st.integers(86_400, 7_258_118_400).map(
+        lambda seconds: datetime.fromtimestamp(seconds, UTC)
     )
 )
 def test_any_date_says_how_long_from_now(date: datetime) -> None:
@@ -362,11 +366,6 @@ def test_no_retry_after_is_more_than_ignored(value: str) -> None:
     assert asked is None or (math.isfinite(asked) and asked >= 0)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=OverflowError,
-    reason="parsedate_to_datetime raises OverflowError for a huge zone",
-)
 @pytest.mark.parametrize("zone", ["+99999999999999", "-" + "9" * 30])
 def test_a_zone_beyond_all_bounds_is_ignored(zone: str) -> None:
     value = f"Mon, 23 Nov 2026 05:00:30 {zone}"
@@ -460,7 +459,6 @@ def test_a_masked_value_is_nowhere_in_the_text(values: list[str], how: str) -> N
     assert not any(word in shown for word in words if set(word) - set("*| "))
 
 
-@pytest.mark.xfail(strict=True, reason="white space becomes an empty pattern")
 @pytest.mark.parametrize("value", [" ", "\n", " \t "])
 def test_a_value_of_white_space_masks_nothing(value: str) -> None:
     assert masked("a - b: (c)", [value]) == "a - b: (c)"
@@ -468,16 +466,15 @@ def test_a_value_of_white_space_masks_nothing(value: str) -> None:
 
 def _shown(message: str, private: list[Any]) -> str:
     body = json.dumps({"message": message}).encode()
-    return masked(refused(answer(400, body)).message, private)
+    error = refusal(answer(400, body), clean=lambda text: masked(text, private))
+    assert error is not None
+    return error.message
 
 
 def test_a_long_value_is_masked_where_the_message_begins_with_it() -> None:
     assert _shown("x" * 300, ["x" * 300]) == "***"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the message is cut before it is masked, so a part stays"
-)
 @pytest.mark.parametrize(
     ("message", "value"),
     [
