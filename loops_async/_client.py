@@ -23,7 +23,7 @@ from ._settings import KeySource
 from ._values import NOTHING, PropertyValue, Refused
 from ._values import idempotency_key as _read_key
 from ._wire import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Call, RateLimit, rate_limit
-from .errors import ClientClosedError, ConfigurationError, RecipientNotAllowedError
+from .errors import ClientClosedError, ConfigurationError
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -170,7 +170,7 @@ class AsyncLoopsClient:
     def __del__(self) -> None:
         if any(d.transport.usable for d in getattr(self, "_deliveries", {}).values()):
             text = "unclosed AsyncLoopsClient: use async with, or await aclose()"
-            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(text, ResourceWarning, stacklevel=2)
 
     @property
     def converter(self) -> cattrs.Converter:
@@ -277,7 +277,7 @@ class AsyncLoopsClient:
             raise TypeError(msg)
         key = event.idempotency_key
         if self._recipients is not None:
-            self._check_recipient(event.email, event.user_id, key)
+            self._recipients.check(event.email, event.user_id, key)
         body = encode(event, self._converter)
         if self._dry_run:
             return Receipt(key, 0, False, 0.0, None, dry_run=True)
@@ -357,7 +357,7 @@ class AsyncLoopsClient:
                 if isinstance(given, Mapping) and {"email", "userId"} & given.keys()
             ]
             for email, user_id in named or [(None, None)]:
-                self._check_recipient(email, user_id, idempotency_key)
+                self._recipients.check(email, user_id, idempotency_key)
         if self._dry_run:
             msg = f"a dry_run client sends nothing, so {method} {path} has no answer"
             raise ConfigurationError(msg)
@@ -417,14 +417,6 @@ class AsyncLoopsClient:
         delivery = self._deliveries.get(asyncio.get_running_loop())
         if delivery is not None:
             await delivery.close(grace)
-
-    def _check_recipient(self, email: object, user_id: object, key: str | None) -> None:
-        assert self._recipients is not None
-        try:
-            self._recipients.check(email, user_id)
-        except RecipientNotAllowedError as refused:
-            refused.idempotency_key = key
-            raise
 
     def _ready(self, key: str | None) -> "Delivery | None":
         """Return the delivery of the running loop, if it was used last."""

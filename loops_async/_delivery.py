@@ -15,7 +15,7 @@ from ._limiter import RateLimiter
 from ._retry import MAX_RETRY_AFTER, Attempt, RetryPolicy, Tried
 from ._settings import KeySource, Secret, checked_key, hidden
 from ._transport import Transport
-from ._wire import Answer, Call, masked, refusal
+from ._wire import Answer, Call, masked, plainly_accepted, refusal
 from .errors import (
     APIError,
     ConfigurationError,
@@ -207,6 +207,8 @@ class Delivery:
             self._gate.failed(probe=probe)
         else:
             self._gate.succeeded()
+        if plainly_accepted(result):
+            return result
         error = refusal(
             result,
             promised_object=call.promised_object,

@@ -27,6 +27,7 @@ class OutageGate:
         self._cap = cap
         self._failures = 0
         self._pause = 0.0
+        self.is_open = True
         self._probe_due: float | None = None  # None while open
         self._probes = 0
         self._probing = 0  # the number of the probe under way
@@ -36,10 +37,6 @@ class OutageGate:
     def __repr__(self) -> str:
         state = "open" if self.is_open else f"closed, {len(self._waiting)} waiting"
         return f"<OutageGate {state}, {self._failures} failures in a row>"
-
-    @property
-    def is_open(self) -> bool:
-        return self._probe_due is None
 
     def shortest_wait(self) -> float:
         """Return the seconds `enter` will take at least."""
@@ -71,6 +68,7 @@ class OutageGate:
         if self.is_open:
             return
         _logger.warning("Loops answers again: sending resumes")
+        self.is_open = True
         self._probe_due = None
         self._probing = 0
         self._schedule()
@@ -96,6 +94,7 @@ class OutageGate:
             self._pause = min(2 * self._pause, self._cap)
         else:
             return  # it was under way already when the gate closed
+        self.is_open = False
         self._probe_due = self._loop.time() + self._pause
         self._schedule()
 

@@ -17,7 +17,9 @@ class Recipients:
     domains: frozenset[str]
     user_ids: frozenset[str]
 
-    def check(self, email: object, user_id: object) -> None:
+    def check(
+        self, email: object, user_id: object, idempotency_key: str | None = None
+    ) -> None:
         """Refuse unless each identifier that is there is allowed.
 
         Raises:
@@ -25,16 +27,19 @@ class Recipients:
                 value.
         """
         if email is None and user_id is None:
-            msg = "allowed_recipients: no email or user ID to check"
-            raise RecipientNotAllowedError(msg)
-        if email is not None and not self._allows_email(email):
-            msg = "email is not in allowed_recipients"
-            raise RecipientNotAllowedError(msg)
-        if user_id is not None and not (
-            isinstance(user_id, str) and user_id in self.user_ids
-        ):
-            msg = "user_id is not in allowed_recipients"
-            raise RecipientNotAllowedError(msg)
+            why = "allowed_recipients: no email or user ID to check"
+        elif email is not None and not self._allows_email(email):
+            why = "email is not in allowed_recipients"
+        elif user_id is not None and not self._allows_user_id(user_id):
+            why = "user_id is not in allowed_recipients"
+        else:
+            return
+        refused = RecipientNotAllowedError(why)
+        refused.idempotency_key = idempotency_key
+        raise refused
+
+    def _allows_user_id(self, user_id: object) -> bool:
+        return isinstance(user_id, str) and user_id in self.user_ids
 
     def _allows_email(self, email: object) -> bool:
         if not isinstance(email, str):

@@ -139,6 +139,15 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
+def plainly_accepted(answer: Answer) -> bool:
+    """Tell at once what `refusal` would find out: nearly all answers are this."""
+    return (
+        answer.body == b'{"success":true}'
+        and answer.status == 200
+        and not answer.truncated
+    )
+
+
 def refusal(
     answer: Answer,
     *,
@@ -164,8 +173,6 @@ def refusal(
         clean: Takes out of the server's words what nobody must see.
     """
     status = answer.status
-    if status == HTTPStatus.OK and answer.body == _ACCEPTED and not answer.truncated:
-        return None
     if 200 <= status < 300:
         try:
             content = answer.json()
@@ -197,7 +204,6 @@ def refusal(
     )
 
 
-_ACCEPTED: Final = b'{"success":true}'  # nearly always, and quick to see
 _OTHER_BODY: Final = re.compile(r"(?i)\bdifferent\b.*\bbody\b")
 
 

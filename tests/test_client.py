@@ -5,11 +5,9 @@ import json
 import logging
 import math
 import urllib.parse
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import Enum
-from threading import Thread
 from typing import Any
 
 import attrs
@@ -19,7 +17,6 @@ from servers import (
     OK,
     TWICE,
     Connection,
-    Script,
     Server,
     answers,
     client,
@@ -1137,69 +1134,38 @@ def test_every_way_a_send_can_end_gives_its_permit_and_slot_back() -> None:
 # An outage.
 
 
-def test_while_loops_is_down_sends_hold_and_probe_and_then_resume(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Twenty sends make far fewer than twenty requests at a Loops that is down."""
+def test_a_send_that_got_its_permit_after_the_gate_closed_waits_for_it() -> None:
+    """The permit goes back, and to the probe. For the rest see test_outage."""
+    down = True
+
+    async def script(connection: Connection) -> None:
+        while await connection.request() is not None:
+            await connection.send(reply(503) if down else OK)
 
     async def main() -> None:
-        script = answers(*[reply(503)] * 5, OK)
-        async with Server(script) as server:
-            retry = RetryPolicy(attempts=9, base=0.01)
-            async with client(server.url, retry=retry, max_connections=5) as loops:
-                sends = [loops.send_event("e", user_id=f"{n}") for n in range(20)]
-                receipts = await asyncio.gather(*sends)
-            assert all(receipt.attempts <= 2 for receipt in receipts)
-            assert len(server.requests) == 25
-            probe = server.requests[5]
-            assert probe.at - server.requests[4].at >= 0.45
-            assert server.requests[6].at >= probe.at
-
-    run(main())
-    said = [one.getMessage() for one in caplog.records if one.name == "loops_async"]
-    assert [line.split(":")[0] for line in said] == [
-        "5 attempts in a row failed",
-        "Loops answers again",
-    ]
-
-
-def test_a_gate_that_closes_while_a_send_waits_for_its_permit_holds_it() -> None:
-    """Its permit goes to the probe."""
-
-    async def main() -> None:
-        async with Server(answers(*[reply(503)] * 5, OK)) as server:
-            limiter = RateLimiter(5, 0.2)
-            retry = RetryPolicy(attempts=9, base=0.01)
-            async with client(
-                server.url, retry=retry, rate_limit=limiter, max_connections=3
-            ) as loops:
-                sends = [loops.send_event("e", user_id=f"{n}") for n in range(12)]
-                receipts = await asyncio.gather(*sends)
-            assert len(receipts) == 12
-            assert len(server.requests) == 17
-
-    run(main())
-
-
-def test_a_send_whose_deadline_ends_before_the_next_probe_is_told_at_once() -> None:
-    async def main() -> None:
+        nonlocal down
+        limiter = RateLimiter(5, 0.1)
+        retry = RetryPolicy(attempts=9, base=0.01)
         async with (
-            Server(answers(reply(503))) as server,
-            client(server.url, retry=ONCE) as loops,
+            Server(script) as server,
+            client(
+                server.url, retry=retry, rate_limit=limiter, max_connections=3
+            ) as loops,
         ):
-            for _ in range(5):
-                with pytest.raises(errors.ServerError):
-                    await loops.send_event("e", user_id="u")
-            with pytest.raises(errors.DeadlineExceededError) as raised:
-                await loops.send_event("e", user_id="u", deadline=0.1)
-            assert raised.value.attempts == 0
-            assert not raised.value.maybe_accepted
-            assert len(server.requests) == 5
+            sends = [loops.send_event("e", user_id=f"{n}") for n in range(12)]
+            tasks = [asyncio.create_task(one) for one in sends]
+            await server.arrived(5)
+            await asyncio.sleep(0.3)  # permits are back, and were handed on
+            count = len(server.requests)
+            down = False
+            receipts = await asyncio.gather(*tasks)
+            assert count <= 5 + 4  # those under way as it closed, and probes
+            assert sum(receipt.attempts for receipt in receipts) == 12 + count
 
     run(main())
 
 
-# Closing.
+# Closing; for the rest see test_lifecycle.
 
 
 def test_a_closed_client_sends_nothing_more() -> None:
@@ -1220,195 +1186,3 @@ def test_a_closed_client_sends_nothing_more() -> None:
             assert len(server.requests) == 1
 
     run(main())
-
-
-def test_a_client_that_never_sent_closes_too() -> None:
-    async def main() -> None:
-        loops = client(NOWHERE)
-        await loops.aclose()
-        with pytest.raises(errors.ClientClosedError):
-            await loops.send_event("e", user_id="u")
-
-    run(main())
-
-
-async def outcome_of(send: Any) -> Any:
-    """Return what a send gives or raises, a cancellation included."""
-    try:
-        return await send
-    except (LoopsError, asyncio.CancelledError) as error:
-        return error
-
-
-def slowly(seconds: float) -> Script:
-    async def script(connection: Connection) -> None:
-        while await connection.request() is not None:
-            await asyncio.sleep(seconds)
-            await connection.send(OK)
-
-    return script
-
-
-def test_closing_lets_what_is_under_way_end() -> None:
-    async def main() -> list[Any]:
-        async with Server(slowly(0.2)) as server:
-            loops = client(server.url)
-            sends = [loops.send_event("e", user_id=f"{n}") for n in range(3)]
-            tasks = [asyncio.create_task(outcome_of(send)) for send in sends]
-            await server.arrived(3)
-            await loops.aclose()
-            assert all(task.done() for task in tasks)
-            return await asyncio.gather(*tasks)
-
-    assert [type(one) for one in run(main())] == [Receipt] * 3
-
-
-def test_what_takes_longer_than_the_grace_ends_as_a_lost_connection() -> None:
-    """Which may have been accepted; two closers wait for the same."""
-
-    async def main() -> list[Any]:
-        async with Server(hangs) as server:
-            loops = client(server.url, retry=RetryPolicy(attempts=9))
-            sends = [loops.send_event("e", user_id=f"{n}") for n in range(3)]
-            tasks = [asyncio.create_task(outcome_of(send)) for send in sends]
-            await server.arrived(3)
-            await asyncio.gather(loops.aclose(0.1), loops.aclose(0.1))
-            return await asyncio.gather(*tasks)
-
-    for error in run(main()):
-        assert type(error) is errors.ConnectionLostError
-        assert error.maybe_accepted
-        assert error.attempts == 1
-        assert "closed" in str(error)
-
-
-def test_closing_turns_away_what_waits() -> None:
-    """For a permit, for a slot, and between two attempts."""
-
-    async def main() -> list[Any]:
-        limiter = RateLimiter(1, 1000.0)
-        async with Server(answers(reply(503))) as server:
-            permits = client(server.url, rate_limit=limiter, deadline=None)
-            retry = RetryPolicy(attempts=9, base=1000, cap=1000)
-            between = client(server.url, retry=retry, deadline=None)
-            tasks = [
-                asyncio.create_task(outcome_of(loops.send_event("e", user_id="u")))
-                for loops in (between, permits, permits)
-            ]
-            await server.arrived(2)
-            await asyncio.sleep(0.1)
-            await between.aclose(0.0)
-            await permits.aclose(0.0)
-            return await asyncio.gather(*tasks)
-
-    for error in run(main()):
-        assert type(error) is errors.ClientClosedError
-        assert error.idempotency_key
-        assert error.maybe_accepted is (error.attempts == 1)
-        assert "the client is closed" in str(error)
-        if error.attempts:
-            assert "the last: Loops answered 503" in str(error)
-
-
-def test_closing_turns_away_what_waits_for_a_slot() -> None:
-    async def main() -> list[Any]:
-        async with Server(slowly(0.2)) as server:
-            loops = client(server.url, max_connections=1, deadline=None)
-            sends = [loops.send_event("e", user_id=f"{n}") for n in range(3)]
-            tasks = [asyncio.create_task(outcome_of(send)) for send in sends]
-            await server.arrived()
-            await loops.aclose()
-            return await asyncio.gather(*tasks)
-
-    first, *others = run(main())
-    assert type(first) is Receipt
-    assert [type(one) for one in others] == [errors.ClientClosedError] * 2
-
-
-def test_a_client_left_open_warns_when_it_goes() -> None:
-    async def main() -> None:
-        async with Server(answers(OK)) as server:
-            holding = [client(server.url)]
-            await holding[0].send_event("e", user_id="u")
-            delivery = holding[0]._latest
-            assert delivery is not None
-            with pytest.warns(ResourceWarning, match="unclosed AsyncLoopsClient"):
-                holding.clear()
-            await delivery.transport.close(0.0)
-
-    run(main())
-
-
-def test_a_client_that_never_sent_goes_in_silence() -> None:
-    async def main() -> None:
-        client(NOWHERE)
-
-    run(main())
-
-
-# Event loops.
-
-
-@contextmanager
-def serving() -> Iterator[Sandbox]:
-    """Run a sandbox in a thread of its own."""
-    loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever)
-    thread.start()
-    sandbox = Sandbox(rate_limit=None, api_key=KEY)
-
-    def there(step: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(step, loop).result(30)
-
-    try:
-        there(sandbox.start())
-        yield sandbox
-    finally:
-        there(sandbox.aclose())
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def send(loops: AsyncLoopsClient) -> Receipt:
-    return await loops.send_event("e", user_id="u", email="u@example.com")
-
-
-def test_one_client_works_over_successive_event_loops() -> None:
-    """Each loop's own shutdown closes its connections: nothing warns."""
-    with serving() as sandbox:
-        loops = client(sandbox.url)
-        for _ in range(5):
-            assert asyncio.run(send(loops)).attempts == 1
-        assert len(loops._deliveries) == 1  # those of closed loops are gone
-        assert sandbox.counts.accepted == 5
-
-
-def test_one_client_works_in_two_event_loops_by_turns() -> None:
-    """Each goes back to the connections it had."""
-    with serving() as sandbox, asyncio.Runner() as one, asyncio.Runner() as other:
-        loops = client(sandbox.url)
-        for _ in range(3):
-            assert one.run(send(loops)).attempts == 1
-            assert other.run(send(loops)).attempts == 1
-        assert len(loops._deliveries) == 2
-        one.run(loops.aclose())
-        other.run(loops.aclose())
-        assert sandbox.counts.accepted == 6
-
-
-def test_one_client_works_in_two_threads_at_once() -> None:
-    """They share its limiter; neither touches the other's connections."""
-    with serving() as sandbox:
-        limiter = RateLimiter(5, 0.02)
-        loops = client(sandbox.url, rate_limit=limiter)
-
-        async def many() -> None:
-            await asyncio.gather(*(send(loops) for _ in range(25)))
-
-        threads = [Thread(target=asyncio.run, args=(many(),)) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert sandbox.counts.accepted == 50

@@ -331,7 +331,7 @@ def test_a_probe_that_runs_out_of_time_hands_over() -> None:
     async def main() -> None:
         async with (
             serving(hang) as server,
-            client_at(server.url, timeout=0.1, deadline=1.5) as client,
+            client_at(server.url, timeout=0.4, deadline=2.0) as client,
         ):
             sends = start(client, 50)
             errors = [await failure(send) for send in sends]

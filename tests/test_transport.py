@@ -9,7 +9,6 @@ import os
 import pickle
 import ssl
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from shutil import which
@@ -921,7 +920,7 @@ def test_a_cancellation_that_meets_a_time_out_is_not_lost() -> None:
 
 
 def test_after_a_fork_a_transport_is_kept_and_not_used() -> None:
-    """What the child does; the parent's is below."""
+    """As in the child of one; for real ones see test_fork."""
 
     async def main() -> None:
         async with Server(answers(OK)) as server, client(server.url) as loops:
@@ -941,51 +940,6 @@ def test_after_a_fork_a_transport_is_kept_and_not_used() -> None:
                 await parents.close(0.0)
 
     run(main())
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_inside_a_running_loop_harms_neither_side(tmp_path: Path) -> None:
-    """The child sends with connections of its own, and the parent goes on."""
-    script = tmp_path / "forking.py"
-    script.write_text(
-        "import asyncio, math, os, sys, warnings\n"
-        "warnings.simplefilter('ignore', DeprecationWarning)\n"
-        "from loops_async import AsyncLoopsClient\n"
-        "loops = AsyncLoopsClient('k', base_url=sys.argv[1], rate_limit=math.inf,\n"
-        "                         timeout=20)\n"
-        "async def send():\n"
-        "    await loops.send_event('e', user_id='u')\n"
-        "async def main():\n"
-        "    async with loops:\n"
-        "        await send()\n"
-        "        child = os.fork()\n"
-        "        if not child:\n"
-        "            asyncio.events._set_running_loop(None)\n"
-        "            asyncio.set_event_loop(None)\n"
-        "            try:\n"
-        "                asyncio.run(send())\n"
-        "            except BaseException as error:\n"
-        "                print(repr(error), file=sys.stderr)\n"
-        "                os._exit(1)\n"
-        "            os._exit(0)\n"
-        "        _, status = await asyncio.to_thread(os.waitpid, child, 0)\n"
-        "        assert status == 0, status\n"
-        "        for _ in range(5):\n"
-        "            await send()\n"
-        "asyncio.run(main())\n"
-    )
-
-    async def main() -> int:
-        async with Server(answers(OK)) as server:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, str(script), server.url, stderr=asyncio.subprocess.PIPE
-            )
-            _, complaint = await process.communicate()
-            assert process.returncode == 0, complaint.decode()
-            assert len(server.requests) == 7
-            return server.connections
-
-    assert run(main()) == 2
 
 
 def test_a_session_without_a_connector_is_no_reason_to_fail() -> None:
