@@ -260,13 +260,13 @@ class RateLimiter:
 _limiters: weakref.WeakSet[RateLimiter] = weakref.WeakSet()
 
 
-def _forked() -> None:
+def _forked() -> None:  # pragma: no cover - coverage does not follow a fork
     for limiter in list(_limiters):
         limiter.forked()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+# Windows has neither forks nor this.
+getattr(os, "register_at_fork", dict)(after_in_child=_forked)
 
 
 class _Credit:

@@ -352,7 +352,8 @@ async def _close_at_shutdown(session: aiohttp.ClientSession) -> AsyncGenerator[N
     try:
         yield
     finally:
-        if os.getpid() == process:  # else a fork brought it, see inherit()
+        # In the child of a fork it is not ours to close: see inherit().
+        if os.getpid() == process:  # pragma: no branch - no coverage in a child
             await session.close()
 
 
@@ -365,5 +366,5 @@ def _inherit_all() -> None:
         transport.inherit()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_inherit_all)
+# Windows has neither forks nor this.
+getattr(os, "register_at_fork", dict)(after_in_child=_inherit_all)

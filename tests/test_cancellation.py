@@ -406,9 +406,9 @@ def test_a_cancellation_that_races_with_the_closing_is_never_lost() -> None:
                     for task, _ in tasks[:5]:
                         task.cancel()
                 closing_it = asyncio.create_task(client.aclose(grace=0))
-                while not cancel_first and not tasks[0][0].cancelling():
-                    await asyncio.sleep(0)  # until our own cut is on its way
-                if not cancel_first:
+                if not cancel_first:  # but when our own cut is on its way
+                    while not tasks[0][0].cancelling():  # noqa: ASYNC110
+                        await asyncio.sleep(0)
                     for task, _ in tasks[:5]:
                         assert task.cancel()
                 await closing_it
@@ -476,11 +476,14 @@ def test_a_task_group_cancels_its_sends_and_only_those() -> None:
                 await until(lambda: server.under_way == 6)
                 raise LookupError
 
-            with pytest.raises(ExceptionGroup) as caught:
+            async def in_a_group() -> None:
                 async with asyncio.TaskGroup() as group:
                     for n in range(5):
                         group.create_task(client.send_event("signup", user_id=f"g{n}"))
                     group.create_task(fail())
+
+            with pytest.raises(ExceptionGroup) as caught:
+                await in_a_group()
             assert [type(error) for error in caught.value.exceptions] == [LookupError]
             await until(lambda: server.under_way == 1)
             assert not other.done()

@@ -1134,7 +1134,10 @@ def test_every_way_a_send_can_end_gives_its_permit_and_slot_back() -> None:
 # An outage.
 
 
-def test_a_send_that_got_its_permit_after_the_gate_closed_waits_for_it() -> None:
+@pytest.mark.parametrize("connections", [3, 100], ids=["slots", "no slots"])
+def test_a_send_that_got_its_permit_after_the_gate_closed_waits_for_it(
+    connections: int,
+) -> None:
     """The permit goes back, and to the probe. For the rest see test_outage."""
     down = True
 
@@ -1149,7 +1152,7 @@ def test_a_send_that_got_its_permit_after_the_gate_closed_waits_for_it() -> None
         async with (
             Server(script) as server,
             client(
-                server.url, retry=retry, rate_limit=limiter, max_connections=3
+                server.url, retry=retry, rate_limit=limiter, max_connections=connections
             ) as loops,
         ):
             sends = [loops.send_event("e", user_id=f"{n}") for n in range(12)]

@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import math
-import os
 import random
 import sys
 import threading
@@ -11,6 +10,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,7 +66,8 @@ def tasks_left() -> list[asyncio.Task[Any]]:
 
 def descriptors() -> int:
     """How many are open, where that can be told."""
-    return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+    fds = Path("/proc/self/fd")
+    return len(list(fds.iterdir())) if fds.exists() else 0
 
 
 _MANY_RUNS = """
@@ -208,6 +209,44 @@ def test_many_threads_open_and_leave_loops_at_random() -> None:
         sys.setswitchinterval(interval)
 
 
+class _SlowToTell(asyncio.SelectorEventLoop):
+    """Lets other threads run while it is asked whether it is closed."""
+
+    def is_closed(self) -> bool:
+        closed = super().is_closed()
+        if closed:
+            time.sleep(0.1)
+        return closed
+
+
+@pytest.mark.xfail(
+    strict=True, reason="_open() deletes what another thread has deleted already"
+)
+def test_two_threads_forget_the_same_closed_loop() -> None:
+    """Both find it dead and clear it away; neither send fails of that."""
+    barrier = threading.Barrier(2)
+    kinds: list[Any] = []
+
+    def run(client: AsyncLoopsClient, who: str) -> None:
+        async def main() -> None:
+            await asyncio.to_thread(barrier.wait)
+            send = client.send_event("signup", email=f"{who}@b.co")
+            kinds.extend(await asyncio.gather(send, return_exceptions=True))
+
+        asyncio.run(main())
+
+    with sandbox_beside() as sandbox:
+        client = client_of(sandbox.url)
+        with asyncio.Runner(loop_factory=_SlowToTell) as runner:
+            runner.run(client.test_api_key())
+        threads = [threading.Thread(target=run, args=(client, who)) for who in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert [type(kind) for kind in kinds] == [Receipt] * 2
+
+
 def test_a_client_dropped_in_a_running_loop_warns_once_and_lets_go() -> None:
     """One ResourceWarning says what was left open; the connections still close."""
 
@@ -220,9 +259,8 @@ def test_a_client_dropped_in_a_running_loop_warns_once_and_lets_go() -> None:
                 del client
                 gc.collect()
                 await asyncio.sleep(0)
-                async with asyncio.timeout(2):
-                    while server.open:
-                        await asyncio.sleep(0.01)
+                async with asyncio.timeout(10):  # not the 30 s of a time-out
+                    await until(lambda: not server.open)
                 gc.collect()
             (warning,) = caught
             assert warning.category is ResourceWarning

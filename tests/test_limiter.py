@@ -934,6 +934,45 @@ def test_a_loop_that_stands_still_blocks_nobody() -> None:
             still.close()
 
 
+def test_a_loop_that_stood_still_at_its_turn_queues_again_when_it_goes_on() -> None:
+    """Its waiter loses its place, not its permit."""
+    still = virtual.VirtualLoop()
+    limiter = RateLimiter(1, 1.0, clock=still.time)
+    assert limiter.try_acquire()
+    waiting = still.create_task(limiter.acquire())
+    still.run_until_complete(virtual.settle())
+    limiter.release_unused()  # its turn, but nobody there
+    assert books(limiter) == {**ALL_FREE, "free": 1}
+    still.run_until_complete(waiting)
+    still.close()
+    assert books(limiter) == {**ALL_FREE, "free": 0, "under way": 1}
+
+
+def test_the_child_of_a_fork_begins_with_an_empty_line() -> None:
+    """What was under way comes back a period after the fork; the rest stays due.
+
+    Coverage does not follow a real fork: those are in test_fork.py.
+    """
+
+    async def main() -> None:
+        limiter = make(3)
+        for _ in range(3):
+            await limiter.acquire()
+        limiter.release(answered=True)
+        waiting = asyncio.create_task(limiter.acquire())
+        await virtual.settle()
+        limiter.forked()
+        assert books(limiter) == {**ALL_FREE, "free": 0, "coming back": 3}
+        await asyncio.sleep(1)
+        assert books(limiter) == {**ALL_FREE, "free": 3}
+        assert not waiting.done()
+        waiting.cancel()
+        await virtual.settle()
+        assert books(limiter) == {**ALL_FREE, "free": 3}
+
+    virtual.run(main())
+
+
 # What it is made of.
 
 

@@ -3,12 +3,14 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import inspect
 import math
 import os
 import pickle
 import ssl
 import subprocess
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from shutil import which
@@ -940,6 +942,34 @@ def test_after_a_fork_a_transport_is_kept_and_not_used() -> None:
                 await parents.close(0.0)
 
     run(main())
+
+
+def test_a_loop_that_ends_in_a_child_closes_nothing_of_its_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The shutdown of the child's loop reaches what the parent opened in it."""
+
+    async def main() -> None:
+        async with aiohttp.ClientSession() as session:
+            keeper = _transport._close_at_shutdown(session)
+            await anext(keeper)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: 0)
+                await keeper.aclose()
+            assert not session.closed
+
+    run(main())
+
+
+def test_an_alarm_that_outlives_its_transport_rings_for_nobody() -> None:
+    async def main() -> weakref.ref[Transport]:
+        session: Any = SimpleNamespace(connector=None, closed=False)
+        return weakref.ref(Transport(session, max_connections=1))
+
+    gone = run(main())
+    gc.collect()
+    assert gone() is None
+    _transport._cut_overdue(gone)
 
 
 def test_a_session_without_a_connector_is_no_reason_to_fail() -> None:

@@ -19,4 +19,4 @@ async def main() -> None:
 
 
 asyncio.run(main())
-print("sent from the wheel")
+print("sent from the wheel")  # noqa: T201
