@@ -40,9 +40,8 @@ def main() -> None:
     for latency, (per_second, limited) in zip(
         LATENCIES, asyncio.run(measure()), strict=True
     ):
-        print(
-            f"  round trip {latency * 1000:.0f} ms: {per_second:.2f}, {limited} answers 429"
-        )
+        round_trip = f"{latency * 1000:.0f} ms"
+        print(f"  round trip {round_trip}: {per_second:.2f}, {limited} answers 429")
 
 
 if __name__ == "__main__":
