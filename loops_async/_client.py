@@ -432,15 +432,20 @@ class AsyncLoopsClient:
         from ._delivery import Delivery  # noqa: PLC0415
         from ._transport import Transport  # noqa: PLC0415
 
-        known = self._deliveries.get(asyncio.get_running_loop())
+        here = asyncio.get_running_loop()
+        known = self._deliveries.get(here)
         if known is not None and known.transport.usable:
             self._latest = known
             return known
-        for loop in [loop for loop in self._deliveries if loop.is_closed()]:
-            del self._deliveries[loop]
-        if self._session is not None and (self._session.closed or self._deliveries):
-            msg = "the session passed in is closed, or belongs to another event loop"
-            raise ConfigurationError(msg)
+        for loop in list(self._deliveries):  # other threads do the same
+            if loop.is_closed():
+                self._deliveries.pop(loop, None)
+        if self._session is not None:
+            # There is no public way to ask a session for its loop.
+            elsewhere = getattr(self._session, "_loop", here) is not here
+            if elsewhere or self._session.closed:
+                msg = "the session passed in is closed, or of another event loop"
+                raise ConfigurationError(msg)
         transport = Transport(self._session, **self._connections)
         await transport.open()
         self._latest = self._deliveries[transport.loop] = Delivery(

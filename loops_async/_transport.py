@@ -87,6 +87,9 @@ class Transport:
                 read_bufsize=MAX_BODY,
                 timeout=_TIMEOUT,
             )
+            # Or a GET whose connection broke would go out twice on one permit;
+            # there is no public switch.
+            session._retry_connection = False  # noqa: SLF001
             self._keeper = _close_at_shutdown(session)
             # Only what differs from the session's own goes with each request,
             # and the key: aiohttp gives the session's headers to proxies too.

@@ -325,6 +325,27 @@ def test_a_cancelled_probe_hands_over_to_the_next() -> None:
     asyncio.run(main())
 
 
+def test_a_probe_without_an_answer_goes_out_alone() -> None:
+    """While it is under way no other does, however many come to wait."""
+
+    async def main() -> None:
+        async with serving(answer(503)) as server, client_at(server.url) as client:
+            sends = start(client, 10)
+            await until(lambda: len(server.arrivals) >= THRESHOLD)
+            await until(lambda: not server.under_way)
+            burst = len(server.arrivals)
+            server.treat = hang
+            await until(lambda: len(server.arrivals) > burst)
+            sends += start(client, 10)
+            await asyncio.sleep(2 * PAUSE)
+            assert len(server.arrivals) == burst + 1
+            for send in sends:
+                send.cancel()
+            await asyncio.wait(sends)
+
+    asyncio.run(main())
+
+
 def test_a_probe_that_runs_out_of_time_hands_over() -> None:
     """A Loops that hangs keeps the gate closed, but no send for ever."""
 
