@@ -67,7 +67,7 @@ class RetryPolicy:
         return map(jitter, schedule)
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # cheaper to make than with slots
 class Attempt:
     """One request of a call, as `on_attempt` is told of it.
 
