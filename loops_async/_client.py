@@ -13,7 +13,7 @@ import attrs
 import cattrs
 
 from . import _settings
-from ._codec import encode, make_converter
+from ._codec import encode, encodes_itself, make_converter
 from ._events import Event
 from ._json import strict_dumps
 from ._limiter import RateLimiter
@@ -279,6 +279,13 @@ class AsyncLoopsClient:
         if self._recipients is not None:
             self._recipients.check(event.email, event.user_id, key)
         body = encode(event, self._converter)
+        if self._recipients is not None and not encodes_itself(event, self._converter):
+            self._recipients.check_bodies(body, idempotency_key=key)
+        if timeout is not ...:
+            timeout = _settings.checked_seconds("timeout", timeout)
+        if deadline is not ...:
+            deadline = _settings.checked_seconds("deadline", deadline)
+        delivery = self._ready(key)
         if self._dry_run:
             return Receipt(key, 0, False, 0.0, None, dry_run=True)
         call = Call(
@@ -287,14 +294,10 @@ class AsyncLoopsClient:
             body,
             key,
             event,
-            self._timeout
-            if timeout is ...
-            else _settings.checked_seconds("timeout", timeout),
-            self._deadline
-            if deadline is ...
-            else _settings.checked_seconds("deadline", deadline),
+            self._timeout if timeout is ... else timeout,
+            self._deadline if deadline is ... else deadline,
         )
-        delivery = self._ready(key) or await self._open()
+        delivery = delivery or await self._open()
         answer, attempts, elapsed = await delivery.deliver(call)
         duplicate = answer.status == 409
         return Receipt(key, attempts, duplicate, elapsed, rate_limit(answer.headers))
@@ -344,45 +347,39 @@ class AsyncLoopsClient:
             raise ValueError(msg)
         if idempotency_key is not None:
             idempotency_key = _checked_key(idempotency_key)
+        body = None if json is None else _body("json", json)
         url = self._base_url + path
         if params:
             url += "?" + urlencode(
                 [(k, _query(v)) for k, v in params.items()], quote_via=quote
             )
         if self._recipients is not None and method != "GET":
-            # Each one named, in the query or the body, and at least one.
-            named = [
-                (given.get("email"), given.get("userId"))
-                for given in (params, json)
-                if isinstance(given, Mapping) and {"email", "userId"} & given.keys()
-            ]
-            for email, user_id in named or [(None, None)]:
-                self._recipients.check(email, user_id, idempotency_key)
+            # Whoever is named in the query or the body, and at least one.
+            query = _body("params", dict(params or {}))
+            self._recipients.check_bodies(
+                query, body or b"{}", idempotency_key=idempotency_key
+            )
+        if timeout is not ...:
+            timeout = _settings.checked_seconds("timeout", timeout)
+        if deadline is not ...:
+            deadline = _settings.checked_seconds("deadline", deadline)
+        delivery = self._ready(idempotency_key)
         if self._dry_run:
             msg = f"a dry_run client sends nothing, so {method} {path} has no answer"
             raise ConfigurationError(msg)
-        try:
-            body = None if json is None else strict_dumps(json)
-        except (TypeError, ValueError, RecursionError) as unwritable:
-            msg = f"json: {unwritable}"
-            raise ValueError(msg) from None
         call = Call(
             method,
             url,
             body,
             idempotency_key,
             (json, params),
-            self._timeout
-            if timeout is ...
-            else _settings.checked_seconds("timeout", timeout),
-            self._deadline
-            if deadline is ...
-            else _settings.checked_seconds("deadline", deadline),
+            self._timeout if timeout is ... else timeout,
+            self._deadline if deadline is ... else deadline,
             promised_object=path == API_KEY_PATH,
             repeatable=idempotency_key is not None or method in _REPEATABLE,
             max_body=_settings.checked_count("max_body", max_body),
         )
-        delivery = self._ready(idempotency_key) or await self._open()
+        delivery = delivery or await self._open()
         answer, _, _ = await delivery.deliver(call)
         try:
             return answer.json()
@@ -465,6 +462,14 @@ _PATH: Final = re.compile(r"(?:/[\w.~%@!$&'()*+,;=:-]+)+/?", re.ASCII)
 
 def _query(value: str | float) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _body(name: str, given: Any) -> bytes:
+    try:
+        return strict_dumps(given)
+    except (TypeError, ValueError, RecursionError) as unwritable:
+        msg = f"{name}: {unwritable}"
+    raise ValueError(msg)
 
 
 def _checked_key(given: str) -> str:

@@ -39,9 +39,16 @@ def encode(event: Event, converter: cattrs.Converter) -> bytes:
         return dumps(_unstructure(event))
     try:
         return strict_dumps(hook(event))
-    except (TypeError, ValueError) as unwritable:
-        why = f"body: the registered hook made it unwritable: {unwritable}"
-    raise InvalidEventError(problems=[why])
+    except Exception as failure:  # noqa: BLE001 - whatever a hook may raise
+        why = f"body: the registered hook failed: {type(failure).__name__}: {failure}"
+    invalid = InvalidEventError(problems=[why])
+    invalid.idempotency_key = event.idempotency_key
+    raise invalid
+
+
+def encodes_itself(event: Event, converter: cattrs.Converter) -> bool:
+    """Tell whether the body is by our hook and so says what the event says."""
+    return converter.get_unstructure_hook(type(event)) is _unstructure
 
 
 def _unstructure(event: Event) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .errors import (
     ConfigurationError,
     LoopsError,
     RateLimitError,
+    RequestTimeoutError,
 )
 
 _logger = logging.getLogger("loops_async")
@@ -87,7 +88,8 @@ class Delivery:
                     secret = await self._asked(secret, tried)
                     sent = self._loop.time()
                 limit = call.timeout
-                if end is not None and (limit is None or sent + limit > end):
+                hurried = end is not None and (limit is None or sent + limit > end)
+                if end is not None and hurried:
                     limit = max(end - sent, 0.001)
                 tried.attempts += 1
                 sending = True
@@ -103,7 +105,10 @@ class Delivery:
                     self._slots.release()
             now = self._loop.time()
             # Under the one name, so that no local keeps what was not cleaned.
-            result = self._judged(call, tried, result, secret, probe=probe)
+            hurried = hurried and isinstance(result, RequestTimeoutError)
+            result = self._judged(
+                call, tried, result, secret, probe=probe, hurried=hurried
+            )
             if isinstance(result, Answer):
                 if self._on_attempt is not None or _logger.isEnabledFor(logging.DEBUG):
                     self._tell(call, tried, now - sent, result.status)
@@ -191,12 +196,16 @@ class Delivery:
         secret: Secret,
         *,
         probe: int,
+        hurried: bool,
     ) -> Answer | LoopsError:
-        """Give back what the attempt took, and judge how it ended."""
+        """Give back what the attempt took, and judge how it ended.
+
+        `hurried` is whether its time-out was the deadline's doing.
+        """
         if isinstance(result, LoopsError):
-            if result.retryable:
+            if result.retryable and not hurried:
                 self._gate.failed(probe=probe)
-            else:  # a certificate: waiting would not mend it
+            else:  # a certificate, or our own haste: no sign of an outage
                 self._gate.left(probe=probe)
             self._give_back(sent=result.maybe_accepted)
             result.args = (_Cleaner(secret, call.content)(str(result.args[0])),)
@@ -219,7 +228,9 @@ class Delivery:
         if error is None:
             return result
         if isinstance(error, RateLimitError) and self._limiter is not None:
-            asked = min(error.retry_after or 0.0, MAX_RETRY_AFTER)
+            asked = error.retry_after or 0.0
+            if asked > MAX_RETRY_AFTER:  # not waited for, so nobody else need
+                asked = 0.0
             self._limiter.hold(max(asked, self._limiter.period))
         return _without(secret, error)
 

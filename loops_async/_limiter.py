@@ -3,7 +3,8 @@
 Law: a permit returns one period after the latest moment at which the server
 can have counted its request. A server counts a request no later than it
 answers, so with permits returned at ``answer + period`` no latencies and no
-kind of window can make the server see more than ``limit`` in a period.
+kind of window can make the server see more than ``limit`` in a period. The
+credit for fast answers (see _Credit) is on top, under a condition of its own.
 """
 
 import asyncio
@@ -44,7 +45,8 @@ class RateLimiter:
     Share one between the clients of a team, in whatever event loops and
     threads of the process they run. Two lines, each first come, first
     served: single sends go before bulk, but while both wait bulk gets one
-    permit in ten.
+    permit in ten. Who waits in a loop that stands still at its turn waits
+    again, at the end.
 
     Args:
         limit: Requests, a whole number from 1.
@@ -137,7 +139,11 @@ class RateLimiter:
         return waiter.granted
 
     def shortest_wait(self) -> float:
-        """Return the seconds at least that a single send arriving now waits."""
+        """Return the seconds at least that a single send arriving now waits.
+
+        As things stand: if nobody ahead gives up, and what is under way was
+        sent.
+        """
         with self._lock:
             now = self._clock()
             self._collect(now)
@@ -237,8 +243,8 @@ class RateLimiter:
         """Wake the loop when the next permit is due; only from inside it.
 
         While all permits are under way nothing is due. Whatever another loop
-        gives back then is due a period from now at the earliest, so the
-        alarm is set for that.
+        gives back then is due about a period from now, so the alarm is set
+        for that.
         """
         now = self._clock()
         when = now if self._free else self._due[0] if self._due else now + self.period
@@ -274,7 +280,8 @@ class _Credit:
 
     Half the fastest round trip of the last one to two minutes, less a
     margin; nothing until enough are known. Safe while the way back of one
-    request and the way out of a later one together take at least as long.
+    request and the way out of a later one together take at least as long, so
+    always while no way takes less than a quarter of the fastest round trip.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,10 @@
 """The allow-list that keeps a staging system from mailing customers."""
 
+import json
+import re
 import string
 from collections.abc import Iterable
+from itertools import chain
 from typing import Final
 
 import attrs
@@ -38,6 +41,28 @@ class Recipients:
         refused.idempotency_key = idempotency_key
         raise refused
 
+    def check_bodies(self, *bodies: bytes, idempotency_key: str | None) -> None:
+        """Refuse unless each contact at the root of the JSONs is allowed.
+
+        Looks at the bytes that will be sent, so that no name given twice, or
+        in another spelling, hides a recipient.
+
+        Raises:
+            RecipientNotAllowedError: also if nobody is named.
+        """
+        named = []
+        for name, value in chain.from_iterable(map(_root, bodies)):
+            twin = re.sub(r"[\W_]", "", name).casefold()
+            if twin not in ("email", "userid") or value is None:
+                continue
+            if name not in ("email", "userId"):
+                refused = RecipientNotAllowedError(f"{name} may be a recipient")
+                refused.idempotency_key = idempotency_key
+                raise refused
+            named.append((value, None) if name == "email" else (None, value))
+        for email, user_id in named or [(None, None)]:
+            self.check(email, user_id, idempotency_key)
+
     def _allows_user_id(self, user_id: object) -> bool:
         return isinstance(user_id, str) and user_id in self.user_ids
 
@@ -51,6 +76,16 @@ class Recipients:
         return folded in self.emails or (
             bool(name) and "@" not in name and domain in self.domains
         )
+
+
+def _root(body: bytes) -> list[tuple[str, object]]:
+    """Return the items of a JSON object, names that are given twice included."""
+    root = json.loads(body, object_pairs_hook=_Pairs)
+    return root if isinstance(root, _Pairs) else []
+
+
+class _Pairs(list[tuple[str, object]]):
+    """An object of the JSON; its arrays are plain lists."""
 
 
 # ASCII only: other folding makes equal what mail servers do not.

@@ -101,6 +101,7 @@ class Tried:
         "_call",
         "_last",
         "_policy",
+        "_throttled",
         "_waits",
         "ambiguous",
         "attempts",
@@ -120,7 +121,8 @@ class Tried:
         self.attempts = 0
         self.wait = 0.0  # seconds until the next attempt may begin
         self.ambiguous = False  # some attempt may have been accepted
-        self.only_throttled = False  # all attempts were answered with 429
+        self.only_throttled = False  # nothing but 429s can have used the key up
+        self._throttled = False
 
     def failed(self, error: LoopsError, now: float) -> LoopsError | None:
         """Note how an attempt ended.
@@ -128,9 +130,9 @@ class Tried:
         Returns:
             The error to raise, or None to try again after `wait`.
         """
-        throttled = isinstance(error, RateLimitError)
-        self.only_throttled = throttled and (self.only_throttled or self.attempts == 1)
         self.ambiguous = self.ambiguous or error.maybe_accepted
+        self._throttled = self._throttled or isinstance(error, RateLimitError)
+        self.only_throttled = self._throttled and not self.ambiguous
         self._last = error
         if self._waits is None:
             self._waits = self._policy.waits()

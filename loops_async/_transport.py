@@ -54,7 +54,8 @@ class Transport:
     """The connections of one client in one event loop, the running one.
 
     Args:
-        session: A session to borrow: never closed, its own connector kept.
+        session: A session to borrow: never closed, its own connector kept,
+            and with it aiohttp's habit of repeating a GET that was lost.
             None makes one, which its loop's shutdown closes.
         max_connections: Of the session made; a borrowed one may allow less.
         usual_limit: Seconds that most requests may take.

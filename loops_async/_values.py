@@ -177,16 +177,16 @@ _KNOWN: Final = {name.casefold(): name for name in (*_FIELDS, *_RESERVED, *_DEFA
 
 
 def event_properties(given: Any) -> FrozenDict[WireValue]:
-    if type(given) is dict and _fine_names(tuple(given)) and _plain(given.values()):
+    if _has_text_names(given) and _fine(name, *given) and _plain(given.values()):
         return FrozenDict(given)
     return _mapping(given, name, value)
 
 
 def contact_properties(given: Any) -> FrozenDict[WireValue | None]:
     if (
-        type(given) is dict
-        and _fine_contact_property_names(tuple(given))
-        and _plain(given.values(), also=None)
+        _has_text_names(given)
+        and _fine(contact_property_name, *given)
+        and _plain(given.values(), none_too=True)
     ):
         return FrozenDict(given)
     return _mapping(given, contact_property_name, _value_or_none)
@@ -194,30 +194,25 @@ def contact_properties(given: Any) -> FrozenDict[WireValue | None]:
 
 def mailing_lists(given: Any) -> FrozenDict[bool]:
     if (
-        type(given) is dict
-        and _fine_names(tuple(given))
+        _has_text_names(given)
+        and _fine(name, *given)
         and {*map(type, given.values())} == {bool}
     ):
         return FrozenDict(given)
     return _mapping(given, name, _membership)
 
 
+def _has_text_names(given: Any) -> bool:
+    # Not left to the cache below, to which a subclass of str is equal.
+    return type(given) is dict and {*map(type, given)} == {str}
+
+
 @lru_cache(maxsize=1024)  # events of one name have the same names in them
-def _fine_names(names: tuple[Any, ...]) -> bool:
-    return bool(names) and not any(
-        type(given) is not str or _refusals(name, given) for given in names
-    )
+def _fine(read_name: Callable[[Any], str], *names: str) -> bool:
+    return not any(_refusals(read_name, given) for given in names)
 
 
-@lru_cache(maxsize=1024)
-def _fine_contact_property_names(names: tuple[Any, ...]) -> bool:
-    return bool(names) and not any(
-        type(given) is not str or _refusals(contact_property_name, given)
-        for given in names
-    )
-
-
-def _plain(values: Iterable[Any], also: object = True) -> bool:
+def _plain(values: Iterable[Any], *, none_too: bool = False) -> bool:
     """Tell whether all values can be sent as they are, as most can."""
     for given in values:
         kind = type(given)
@@ -227,7 +222,7 @@ def _plain(values: Iterable[Any], also: object = True) -> bool:
         elif kind is int:
             if not -MAX_INT <= given <= MAX_INT:
                 return False
-        elif kind is not bool and given is not also:
+        elif kind is not bool and not (none_too and given is None):
             return False
     return True
 

@@ -168,8 +168,9 @@ def refusal(
             not, any JSON or an empty body will do.
         keyed: Whether an idempotency key was sent; without one a 409 is a
             refusal like any other.
-        only_throttled: Whether all earlier attempts under this key were
-            answered with 429; nobody knows whether those burn the key.
+        only_throttled: Whether of the earlier attempts under this key only
+            those answered with 429 reached Loops; nobody knows whether a 429
+            burns the key.
         clean: Takes out of the server's words what nobody must see.
     """
     status = answer.status
@@ -305,10 +306,15 @@ def masked(text: str, private: Iterable[object]) -> str:
     }
     if not words:
         return text
-    # Longest first, so that none is half masked by a part of it; whole words
-    # only, so that the value "a" does not blot out the text.
+    # Longest first, so that none is half masked by a part of it.
     longest_first = sorted(words | set(map(quote, words)), key=len, reverse=True)
-    any_word = "|".join(
-        r"\s+".join(map(re.escape, word.split())) for word in longest_first
-    )
-    return re.sub(rf"(?i)(?<!\w)(?:{any_word})(?!\w)", "***", text)
+    patterns = (_word_pattern(word) for word in longest_first)
+    return re.sub("(?i)" + "|".join(patterns), "***", text)
+
+
+def _word_pattern(word: str) -> str:
+    pattern = r"\s+".join(map(re.escape, word.split()))
+    # A short value is looked for as a whole word only, or "a" would blot out
+    # the text.
+    short = len(word) < 8 and "@" not in word
+    return rf"(?<!\w){pattern}(?!\w)" if short else pattern

@@ -262,7 +262,7 @@ def test_what_a_hook_makes_is_checked_too(unwritable: object) -> None:
     with pytest.raises(InvalidEventError) as caught:
         encode(Event("e", email="a@b"), converter)
     (problem,) = caught.value.problems
-    assert problem.startswith("body: the registered hook made it unwritable: ")
+    assert problem.startswith("body: the registered hook failed: ")
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.__context__ is None
 

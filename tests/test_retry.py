@@ -231,13 +231,16 @@ def test_a_call_is_only_throttled_while_every_answer_was_429() -> None:
     assert seen == [True, True, False, False]
 
 
-def test_a_first_answer_of_another_kind_is_not_made_up_for() -> None:
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_what_never_reached_loops_used_no_key_up(first: bool) -> None:
+    """So a 409 that follows says as little as after the 429 alone."""
     call = tried(attempts=1)
     assert not call.only_throttled
-    call.failed(unreachable(), now=0.0)
+    call.failed(unreachable() if first else throttled(), now=0.0)
+    assert call.only_throttled is not first
     call.attempts = 2
-    call.failed(throttled(), now=0.0)
-    assert not call.only_throttled
+    call.failed(throttled() if first else unreachable(), now=0.0)
+    assert call.only_throttled
 
 
 # How long to wait.

@@ -487,3 +487,10 @@ def test_a_value_cut_off_by_the_end_of_the_message_is_masked(
 ) -> None:
     shown = _shown(message, [value])
     assert value[:5] not in shown
+
+
+def test_an_email_or_a_long_value_is_masked_wherever_it_stands() -> None:
+    """Also beside a letter, as after an escaped newline."""
+    text = r"'x\nada@example.com' and _ada@example.com and xLovelace1815x, not xProx"
+    private = ["ada@example.com", "Lovelace1815", "Pro"]
+    assert masked(text, private) == r"'x\n***' and _*** and x***x, not xProx"
