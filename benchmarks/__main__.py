@@ -1,7 +1,11 @@
-"""All benchmarks: python -m benchmarks."""
+"""All benchmarks: python -m benchmarks. Fails if one misses what we promise."""
+
+import sys
 
 from . import cpu, imports, limit
 
-for benchmark in (cpu, imports, limit):
-    benchmark.main()
-    print()
+missed = [
+    benchmark.__name__ for benchmark in (cpu, imports, limit) if not benchmark.main()
+]
+if missed:
+    sys.exit(f"not as promised: {', '.join(missed)}")

@@ -1,6 +1,7 @@
 """What slow answers cost of the rate: a permit is held until the answer."""
 
 import asyncio
+import sys
 import time
 
 from loops_async import AsyncLoopsClient
@@ -35,14 +36,16 @@ async def measure() -> list[tuple[float, int]]:
     return await asyncio.gather(*map(rate, LATENCIES))
 
 
-def main() -> None:
+def main() -> bool:
+    """Print it; return whether no answer was a 429."""
+    results = asyncio.run(measure())
     print(f"requests a second of {LIMIT} permitted, sliding window:")
-    for latency, (per_second, limited) in zip(
-        LATENCIES, asyncio.run(measure()), strict=True
-    ):
+    for latency, (per_second, limited) in zip(LATENCIES, results, strict=True):
         round_trip = f"{latency * 1000:.0f} ms"
         print(f"  round trip {round_trip}: {per_second:.2f}, {limited} answers 429")
 
+    return not any(limited for _, limited in results)
+
 
 if __name__ == "__main__":
-    main()
+    sys.exit(not main())

@@ -13,7 +13,7 @@ import attrs
 import cattrs
 
 from . import _settings
-from ._codec import encode, encodes_itself, make_converter
+from ._codec import encode, make_converter
 from ._events import Event
 from ._json import strict_dumps
 from ._limiter import RateLimiter
@@ -276,11 +276,11 @@ class AsyncLoopsClient:
             msg = "an Event and fields of one: use event.replace(...)"
             raise TypeError(msg)
         key = event.idempotency_key
-        if self._recipients is not None:
+        if self._recipients is None:
+            body = encode(event, self._converter)
+        else:
             self._recipients.check(event.email, event.user_id, key)
-        body = encode(event, self._converter)
-        if self._recipients is not None and not encodes_itself(event, self._converter):
-            self._recipients.check_bodies(body, idempotency_key=key)
+            body = encode(event, self._converter, self._recipients.check_body)
         if timeout is not ...:
             timeout = _settings.checked_seconds("timeout", timeout)
         if deadline is not ...:
@@ -356,9 +356,7 @@ class AsyncLoopsClient:
         if self._recipients is not None and method != "GET":
             # Whoever is named in the query or the body, and at least one.
             query = _body("params", dict(params or {}))
-            self._recipients.check_bodies(
-                query, body or b"{}", idempotency_key=idempotency_key
-            )
+            self._recipients.check_body(body or b"{}", idempotency_key, query)
         if timeout is not ...:
             timeout = _settings.checked_seconds("timeout", timeout)
         if deadline is not ...:

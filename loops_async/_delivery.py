@@ -105,10 +105,7 @@ class Delivery:
                     self._slots.release()
             now = self._loop.time()
             # Under the one name, so that no local keeps what was not cleaned.
-            hurried = hurried and isinstance(result, RequestTimeoutError)
-            result = self._judged(
-                call, tried, result, secret, probe=probe, hurried=hurried
-            )
+            result = self._judged(call, tried, result, secret, probe, hurried)
             if isinstance(result, Answer):
                 if self._on_attempt is not None or _logger.isEnabledFor(logging.DEBUG):
                     self._tell(call, tried, now - sent, result.status)
@@ -194,15 +191,12 @@ class Delivery:
         tried: Tried,
         result: Answer | LoopsError,
         secret: Secret,
-        *,
         probe: int,
-        hurried: bool,
+        hurried: bool,  # a time-out was the deadline's doing
     ) -> Answer | LoopsError:
-        """Give back what the attempt took, and judge how it ended.
-
-        `hurried` is whether its time-out was the deadline's doing.
-        """
+        """Give back what the attempt took, and judge how it ended."""
         if isinstance(result, LoopsError):
+            hurried = hurried and isinstance(result, RequestTimeoutError)
             if result.retryable and not hurried:
                 self._gate.failed(probe=probe)
             else:  # a certificate, or our own haste: no sign of an outage

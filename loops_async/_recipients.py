@@ -4,7 +4,6 @@ import json
 import re
 import string
 from collections.abc import Iterable
-from itertools import chain
 from typing import Final
 
 import attrs
@@ -21,7 +20,7 @@ class Recipients:
     user_ids: frozenset[str]
 
     def check(
-        self, email: object, user_id: object, idempotency_key: str | None = None
+        self, email: str | None, user_id: str | None, idempotency_key: str | None = None
     ) -> None:
         """Refuse unless each identifier that is there is allowed.
 
@@ -29,20 +28,22 @@ class Recipients:
             RecipientNotAllowedError: naming the identifier's kind, not its
                 value.
         """
+        if email in self.emails and user_id in self.user_ids:
+            return
         if email is None and user_id is None:
             why = "allowed_recipients: no email or user ID to check"
         elif email is not None and not self._allows_email(email):
             why = "email is not in allowed_recipients"
-        elif user_id is not None and not self._allows_user_id(user_id):
+        elif user_id is not None and user_id not in self.user_ids:
             why = "user_id is not in allowed_recipients"
         else:
             return
-        refused = RecipientNotAllowedError(why)
-        refused.idempotency_key = idempotency_key
-        raise refused
+        raise _refusal(why, idempotency_key)
 
-    def check_bodies(self, *bodies: bytes, idempotency_key: str | None) -> None:
-        """Refuse unless each contact at the root of the JSONs is allowed.
+    def check_body(
+        self, body: bytes, idempotency_key: str | None, query: bytes = b"{}"
+    ) -> None:
+        """Refuse unless each contact at the root of both JSONs is allowed.
 
         Looks at the bytes that will be sent, so that no name given twice, or
         in another spelling, hides a recipient.
@@ -50,32 +51,29 @@ class Recipients:
         Raises:
             RecipientNotAllowedError: also if nobody is named.
         """
-        named = []
-        for name, value in chain.from_iterable(map(_root, bodies)):
+        named: list[tuple[str | None, str | None]] = []
+        for name, value in [*_root(query), *_root(body)]:
             twin = re.sub(r"[\W_]", "", name).casefold()
             if twin not in ("email", "userid") or value is None:
                 continue
-            if name not in ("email", "userId"):
-                refused = RecipientNotAllowedError(f"{name} may be a recipient")
-                refused.idempotency_key = idempotency_key
-                raise refused
+            if name not in ("email", "userId") or not isinstance(value, str):
+                raise _refusal(f"{name} may name a recipient", idempotency_key)
             named.append((value, None) if name == "email" else (None, value))
         for email, user_id in named or [(None, None)]:
             self.check(email, user_id, idempotency_key)
 
-    def _allows_user_id(self, user_id: object) -> bool:
-        return isinstance(user_id, str) and user_id in self.user_ids
-
-    def _allows_email(self, email: object) -> bool:
-        if not isinstance(email, str):
-            return False
-        if email in self.emails:
-            return True
+    def _allows_email(self, email: str) -> bool:
         folded = email.translate(_FOLDED)
         name, _, domain = folded.rpartition("@")
         return folded in self.emails or (
             bool(name) and "@" not in name and domain in self.domains
         )
+
+
+def _refusal(why: str, idempotency_key: str | None) -> RecipientNotAllowedError:
+    refused = RecipientNotAllowedError(why)
+    refused.idempotency_key = idempotency_key
+    return refused
 
 
 def _root(body: bytes) -> list[tuple[str, object]]:

@@ -225,7 +225,8 @@ class Transport:
         truncated = len(body) > call.max_body
         if truncated:
             body = body[: call.max_body]
-        reused = self._connection_of(task) == "used"
+        of = self._connector
+        reused = of is not None and of.connections.pop(task, "used") == "used"
         round_trip = time.monotonic() - began if reused else None
         return Answer(response.status, response.headers, body, truncated, round_trip)
 

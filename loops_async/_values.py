@@ -13,7 +13,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
@@ -177,52 +177,43 @@ _KNOWN: Final = {name.casefold(): name for name in (*_FIELDS, *_RESERVED, *_DEFA
 
 
 def event_properties(given: Any) -> FrozenDict[WireValue]:
-    if _has_text_names(given) and _fine(name, *given) and _plain(given.values()):
+    if type(given) is dict and _fine(name, *given) and _plain(given):
         return FrozenDict(given)
     return _mapping(given, name, value)
 
 
 def contact_properties(given: Any) -> FrozenDict[WireValue | None]:
     if (
-        _has_text_names(given)
+        type(given) is dict
         and _fine(contact_property_name, *given)
-        and _plain(given.values(), none_too=True)
+        and _plain(given, none_too=True)
     ):
         return FrozenDict(given)
     return _mapping(given, contact_property_name, _value_or_none)
 
 
 def mailing_lists(given: Any) -> FrozenDict[bool]:
-    if (
-        _has_text_names(given)
-        and _fine(name, *given)
-        and {*map(type, given.values())} == {bool}
-    ):
-        return FrozenDict(given)
     return _mapping(given, name, _membership)
 
 
-def _has_text_names(given: Any) -> bool:
-    # Not left to the cache below, to which a subclass of str is equal.
-    return type(given) is dict and {*map(type, given)} == {str}
-
-
 @lru_cache(maxsize=1024)  # events of one name have the same names in them
-def _fine(read_name: Callable[[Any], str], *names: str) -> bool:
-    return not any(_refusals(read_name, given) for given in names)
+def _fine(read_name: Callable[[Any], str], *names: Any) -> bool:
+    return bool(names) and not any(_refusals(read_name, given) for given in names)
 
 
-def _plain(values: Iterable[Any], *, none_too: bool = False) -> bool:
-    """Tell whether all values can be sent as they are, as most can."""
-    for given in values:
-        kind = type(given)
+def _plain(given: dict[Any, Any], *, none_too: bool = False) -> bool:
+    """Tell whether all names and values can be sent as they are, as most can."""
+    for item_name, item in given.items():
+        if type(item_name) is not str:  # not told apart by the cache of _fine
+            return False
+        kind = type(item)
         if kind is str:
-            if len(given) > SURELY_SHORT or not given.isascii():
+            if len(item) > SURELY_SHORT or not item.isascii():
                 return False
         elif kind is int:
-            if not -MAX_INT <= given <= MAX_INT:
+            if not -MAX_INT <= item <= MAX_INT:
                 return False
-        elif kind is not bool and not (none_too and given is None):
+        elif kind is not bool and not (none_too and item is None):
             return False
     return True
 
@@ -237,13 +228,14 @@ def _mapping(
     values: dict[str, _V] = {}
     problems: list[str] = []
     for item_name, item in given.items():
-        at = item_path(item_name)
         try:
             plain = read_name(item_name)
             if plain in values:
+                at = item_path(item_name)
                 problems.append(f"{at}: given twice, in two spellings")
             values[plain] = read(item)
         except Refused:
+            at = item_path(item_name)
             problems.extend(f"{at}: {why}" for why in _refusals(read_name, item_name))
             problems.extend(f"{at}: {why}" for why in _refusals(read, item))
     if problems:

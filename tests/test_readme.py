@@ -49,3 +49,12 @@ def test_the_check_command_runs_the_readmes_test_command() -> None:
     assert "grep -E '^python3 -m venv .*pytest$' README.md" in (
         ROOT / ".ci" / "run"
     ).read_text(encoding="utf-8")
+
+
+def test_every_number_is_one() -> None:
+    """In the table of numbers, no cell waits to be filled in."""
+    table = README.partition("## Numbers")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", table, re.MULTILINE)
+    assert len(rows) >= 4
+    for what, number in rows:
+        assert re.match(r"[0-9.]+( |$)", number), what
