@@ -147,10 +147,7 @@ class Delivery:
                         self._waiting.discard(scope)
                 if not self._closing:
                     return probe
-                self._gate.left(probe=probe)
-                self._give_back(sent=False)
-                if self._slots is not None:
-                    self._slots.release()
+                self._step_back(probe)
             except TimeoutError:
                 pass
         raise tried.closed() if self._closing else tried.deadline_passed()
@@ -181,9 +178,14 @@ class Delivery:
             if probe or self._gate.is_open:
                 return probe
             # The gate closed while this one waited for its permit.
-            self._give_back(sent=False)
-            if self._slots is not None:
-                self._slots.release()
+            self._step_back(probe)
+
+    def _step_back(self, probe: int) -> None:
+        """Give back all that was taken for an attempt that is not made."""
+        self._gate.left(probe=probe)
+        self._give_back(sent=False)
+        if self._slots is not None:
+            self._slots.release()
 
     def _judged(
         self,
