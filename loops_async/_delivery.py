@@ -261,28 +261,26 @@ class Delivery:
         attempt = Attempt(call.key, tried.attempts, status, error, elapsed, retry_in)
         try:
             self._on_attempt(attempt)
-        except Exception as hooks:  # noqa: BLE001 - a hook changes no outcome
-            _logger.error("on_attempt raised %s", type(hooks).__name__)
+        except Exception as raised:  # noqa: BLE001 - a hook changes no outcome
+            _logger.error("on_attempt raised %s", type(raised).__name__)
 
     async def _asked(self, source: KeySource, tried: Tried) -> Secret:
         """Ask the callable for the key of now, within the deadline."""
         key: object = None
         failure = ""
+        scope = asyncio.timeout_at(tried.end)
         try:
-            async with asyncio.timeout_at(tried.end) as scope:
+            async with scope:
                 self._waiting.add(scope)
                 try:
                     key = await _answer_of(source)
                 finally:
                     self._waiting.discard(scope)
         except Exception as error:  # noqa: BLE001 - its frames may hold the key
-            if scope.expired():
-                failure = "late"
-            else:
-                failure = f"api_key: the callable raised {type(error).__name__}"
+            failure = f"api_key: the callable raised {type(error).__name__}"
         if self._closing:
             raise tried.closed()
-        if failure == "late":
+        if scope.expired():
             raise tried.deadline_passed()
         if failure:
             raise tried.complete(ConfigurationError(failure))

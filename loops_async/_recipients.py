@@ -1,13 +1,13 @@
 """The allow-list that keeps a staging system from mailing customers."""
 
 import json
-import re
 import string
 from collections.abc import Iterable
 from typing import Final
 
 import attrs
 
+from ._values import IDENTITY, without_spelling
 from .errors import ConfigurationError, RecipientNotAllowedError
 
 
@@ -53,8 +53,7 @@ class Recipients:
         """
         named: list[tuple[str | None, str | None]] = []
         for name, value in [*_root(query), *_root(body)]:
-            twin = re.sub(r"[\W_]", "", name).casefold()
-            if twin not in ("email", "userid") or value is None:
+            if without_spelling(name) not in IDENTITY or value is None:
                 continue
             if name not in ("email", "userId") or not isinstance(value, str):
                 raise _refusal(f"{name} may name a recipient", idempotency_key)

@@ -150,9 +150,9 @@ def contact_property_name(given: Any) -> str:
     Contact properties share the root of the body with Loops' own fields.
     """
     name = identifier(given)
-    twin = re.sub(r"[\W_]", "", name).casefold()
-    if twin in _IDENTITY:
-        raise Refused(f"identifies the contact: use the argument {_IDENTITY[twin]}")
+    twin = without_spelling(name)
+    if twin in IDENTITY:
+        raise Refused(f"identifies the contact: use the argument {IDENTITY[twin]}")
     known = _KNOWN.get(twin)
     if known is None or (name != known and "_" not in name):
         return name
@@ -165,7 +165,12 @@ def contact_property_name(given: Any) -> str:
     return name
 
 
-_IDENTITY: Final = {"email": "email", "userid": "user_id"}
+def without_spelling(name: str) -> str:
+    """Return what a name has in common with its twins: first_name, firstName."""
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+IDENTITY: Final = {"email": "email", "userid": "user_id"}
 _FIELDS: Final = {
     "eventName": "event_name",
     "eventProperties": "event_properties",
