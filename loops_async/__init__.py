@@ -1,10 +1,12 @@
 """The asyncio-native Python SDK for the Loops.so Events API."""
 
-from ._client import AsyncLoopsClient, Receipt
+from ._client import AsyncLoopsClient
 from ._codec import event_from_record, event_to_record
 from ._events import Event
 from ._limiter import RateLimiter
+from ._outcomes import Outcome, Receipt, SendReport
 from ._retry import Attempt, RetryPolicy
+from ._stats import ClientStats
 from ._version import __version__
 from ._wire import RateLimit
 from .errors import (
@@ -21,6 +23,7 @@ from .errors import (
     InvalidEventError,
     LoopsError,
     NotFoundError,
+    NotTriedError,
     PayloadTooLargeError,
     RateLimitError,
     RecipientNotAllowedError,
@@ -37,6 +40,7 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "ClientClosedError",
+    "ClientStats",
     "ConfigurationError",
     "ConnectFailedError",
     "ConnectionLostError",
@@ -47,6 +51,8 @@ __all__ = [
     "InvalidEventError",
     "LoopsError",
     "NotFoundError",
+    "NotTriedError",
+    "Outcome",
     "PayloadTooLargeError",
     "RateLimit",
     "RateLimitError",
@@ -55,6 +61,7 @@ __all__ = [
     "RecipientNotAllowedError",
     "RequestTimeoutError",
     "RetryPolicy",
+    "SendReport",
     "ServerError",
     "TransportError",
     "UnexpectedResponseError",

@@ -3,8 +3,10 @@
 import asyncio
 import re
 import ssl
+import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
+from contextlib import aclosing
 from types import EllipsisType, NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, overload
 from urllib.parse import quote, unquote, urlencode
@@ -15,14 +17,18 @@ import cattrs
 from . import _settings
 from ._codec import encode, make_converter
 from ._events import Event
+from ._fanout import Events, FanOut
 from ._json import strict_dumps
+from ._lane import Lane
 from ._limiter import RateLimiter
+from ._outcomes import Outcome, Receipt, SendReport
 from ._recipients import recipients
 from ._retry import Attempt, RetryPolicy
 from ._settings import KeySource
+from ._stats import ClientStats, Counts
 from ._values import NOTHING, PropertyValue, Refused
 from ._values import idempotency_key as _read_key
-from ._wire import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Call, RateLimit, rate_limit
+from ._wire import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Call, rate_limit
 from .errors import ClientClosedError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,28 +39,6 @@ if TYPE_CHECKING:
 
 Seconds: TypeAlias = float | EllipsisType | None
 """For one call: None and inf are no end, ``...`` is what the client has."""
-
-
-@attrs.frozen
-class Receipt:
-    """Loops has the event.
-
-    Attributes:
-        idempotency_key: The event's.
-        attempts: Requests made for it; 0 in a dry run.
-        duplicate: Whether Loops had accepted it before: an earlier attempt
-            whose answer was lost, or another send under the same key.
-        elapsed: Seconds from the call to the answer, all waiting included.
-        rate_limit: The server's last word on the rate limit, or None.
-        dry_run: Whether it was only checked and not sent.
-    """
-
-    idempotency_key: str
-    attempts: int
-    duplicate: bool
-    elapsed: float
-    rate_limit: RateLimit | None
-    dry_run: bool = False
 
 
 class AsyncLoopsClient:
@@ -118,6 +102,7 @@ class AsyncLoopsClient:
     ) -> None:
         self._deliveries: dict[asyncio.AbstractEventLoop, Delivery] = {}
         self._latest: Delivery | None = None
+        self._past = Counts()  # of event loops that are closed
         self._closed = False
         key = _settings.hidden(api_key)
         del api_key  # should anything below raise, no local here shows it
@@ -171,6 +156,26 @@ class AsyncLoopsClient:
         if any(d.transport.usable for d in getattr(self, "_deliveries", {}).values()):
             text = "unclosed AsyncLoopsClient: use async with, or await aclose()"
             warnings.warn(text, ResourceWarning, stacklevel=2)
+
+    @property
+    def stats(self) -> ClientStats:
+        """What the client has done, and how it stands now."""
+        total = Counts()
+        total.add(self._past)
+        deliveries = list(self._deliveries.values())
+        for delivery in deliveries:
+            total.add(delivery.counts)
+        limiter = self._limiter
+        return ClientStats(
+            **attrs.asdict(total),
+            in_flight=sum(d.transport.in_flight for d in deliveries),
+            waiting=sum(d.waiting for d in deliveries),
+            limit=None if limiter is None else limiter.limit,
+            period=None if limiter is None else limiter.period,
+            usable=None if limiter is None else limiter.usable,
+            held=0.0 if limiter is None else limiter.held,
+            outage=any(d.outage for d in deliveries if d.transport.usable),
+        )
 
     @property
     def converter(self) -> cattrs.Converter:
@@ -276,11 +281,7 @@ class AsyncLoopsClient:
             msg = "an Event and fields of one: use event.replace(...)"
             raise TypeError(msg)
         key = event.idempotency_key
-        if self._recipients is None:
-            body = encode(event, self._converter)
-        else:
-            self._recipients.check(event.email, event.user_id, key)
-            body = encode(event, self._converter, self._recipients.check_body)
+        body = self._prepared(event)
         if timeout is not ...:
             timeout = _settings.checked_seconds("timeout", timeout)
         if deadline is not ...:
@@ -301,6 +302,150 @@ class AsyncLoopsClient:
         answer, attempts, elapsed = await delivery.deliver(call)
         duplicate = answer.status == 409
         return Receipt(key, attempts, duplicate, elapsed, rate_limit(answer.headers))
+
+    async def send_events(
+        self,
+        events: Events,
+        *,
+        timeout: Seconds = ...,
+        deadline: Seconds = ...,
+        patience: float | None = 900.0,
+        on_outcome: Callable[[Outcome], object] | None = None,
+    ) -> SendReport:
+        """Send many events and wait until it is known what became of each.
+
+        As fast as the rate limit allows, many at a time, but each contact's
+        events (same email, whatever its case, or same user ID) one after the
+        other, in input order. Keeps all outcomes until it returns; for more
+        events than memory should hold use `stream_events`.
+
+        Args:
+            events: Any iterable or async iterable of Event; read at most
+                1,000 ahead of what has been sent.
+            timeout: Seconds for one attempt, instead of the client's.
+            deadline: Seconds for the attempts of one event and the pauses
+                between them, instead of the client's; waiting for the rate
+                limiter or for the end of an outage does not count.
+            patience: Seconds for which Loops may take nothing (an outage,
+                429s, a long Retry-After) before the run is stopped; None is
+                no end.
+            on_outcome: Called with each Outcome as it comes in. What it
+                raises is logged and changes nothing.
+
+        Returns:
+            The outcomes in input order. That one event fails raises nothing.
+            What would refuse every event (401, a 404 or 405, the client
+            closed) or an outage longer than the patience ends the run: see
+            `SendReport.stopped_by`.
+
+        Raises:
+            TypeError: if an item is no Event. Like whatever else reading
+                ``events`` raises, only after all that was read is sent; the
+                report then is a note of the exception.
+        """
+        began = time.monotonic()
+        run = self._fan_out(events, timeout, deadline, patience, on_outcome, None)
+        outcomes: list[Outcome] = []
+
+        def report() -> SendReport:
+            outcomes.sort(key=lambda outcome: outcome.index)
+            elapsed = time.monotonic() - began
+            return SendReport(outcomes, stopped_by=run.stopped_by, elapsed=elapsed)
+
+        try:
+            async with aclosing(run.outcomes()) as stream:
+                async for outcome in stream:
+                    outcomes.append(outcome)  # noqa: PERF401 - kept if one raises
+        except Exception as error:
+            error.add_note(str(report()))
+            raise
+        return report()
+
+    def stream_events(
+        self,
+        events: Events,
+        *,
+        timeout: Seconds = ...,
+        deadline: Seconds = ...,
+        patience: float | None = 900.0,
+        on_outcome: Callable[[Outcome], object] | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Send many events; yield what became of each as it comes in.
+
+        Like `send_events`, in bounded memory: at most 1,000 events are read
+        ahead of the outcomes taken. An idempotency key that two different
+        events share is noticed if they are less than 10,000 events apart.
+        A run that is stopped ends early, after outcomes that are not ok.
+
+        Leaving the loop early ends the run: what is under way ends, nothing
+        more is read or sent. `contextlib.aclosing` waits for that.
+
+        Args:
+            events: As in `send_events`, like the others.
+            timeout: As in `send_events`.
+            deadline: As in `send_events`.
+            patience: As in `send_events`.
+            on_outcome: As in `send_events`; also told what is not taken.
+
+        Yields:
+            The outcomes, in the order in which they come in.
+
+        Raises:
+            TypeError: as in `send_events`.
+        """
+        run = self._fan_out(events, timeout, deadline, patience, on_outcome, _RECENT)
+        return run.outcomes()
+
+    def _fan_out(
+        self,
+        events: Events,
+        timeout: Seconds,
+        deadline: Seconds,
+        patience: float | None,
+        on_outcome: Callable[[Outcome], object] | None,
+        keys: int | None,
+    ) -> FanOut:
+        if not isinstance(events, Iterable | AsyncIterable):
+            kind = type(events).__name__
+            msg = f"events must be an iterable or async iterable of Event, not {kind}"
+            raise TypeError(msg)
+        if timeout is not ...:
+            timeout = _settings.checked_seconds("timeout", timeout)
+        if deadline is not ...:
+            deadline = _settings.checked_seconds("deadline", deadline)
+        limit = self._timeout if timeout is ... else timeout
+        most = self._deadline if deadline is ... else deadline
+        _settings.checked_type("on_outcome", on_outcome, Callable, NoneType)
+        self._ready(None)
+
+        async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
+            key = event.idempotency_key
+            delivery = self._ready(key) or await self._open()
+            call = Call("POST", self._events_url, body, key, event, limit, most)
+            answer, attempts, elapsed = await delivery.deliver(call, lane)
+            duplicate = answer.status == 409
+            told = rate_limit(answer.headers)
+            return Receipt(key, attempts, duplicate, elapsed, told)
+
+        def has_room() -> bool:
+            return self._latest is None or self._latest.has_room()
+
+        return FanOut(
+            events,
+            prepare=self._prepared,
+            send=None if self._dry_run else send,
+            has_room=has_room,
+            on_outcome=on_outcome,
+            patience=_settings.checked_seconds("patience", patience),
+            keys=keys,
+        )
+
+    def _prepared(self, event: Event) -> bytes:
+        """Check whom the event is for; return its bytes."""
+        if self._recipients is None:
+            return encode(event, self._converter)
+        self._recipients.check(event.email, event.user_id, event.idempotency_key)
+        return encode(event, self._converter, self._recipients.check_body)
 
     async def request(
         self,
@@ -434,7 +579,9 @@ class AsyncLoopsClient:
             return known
         for loop in list(self._deliveries):  # other threads do the same
             if loop.is_closed():
-                self._deliveries.pop(loop, None)
+                gone = self._deliveries.pop(loop, None)
+                if gone is not None:
+                    self._past.add(gone.counts)
         if self._session is not None:
             # There is no public way to ask a session for its loop.
             elsewhere = getattr(self._session, "_loop", here) is not here
@@ -453,6 +600,7 @@ class AsyncLoopsClient:
         return self._latest
 
 
+_RECENT: Final = 10_000  # idempotency keys a stream remembers
 _METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _REPEATABLE: Final = ("GET", "PUT", "DELETE")
 _PATH: Final = re.compile(r"(?:/[\w.~%@!$&'()*+,;=:-]+)+/?", re.ASCII)

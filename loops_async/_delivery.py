@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from inspect import isawaitable
 from typing import TypeAlias
 
@@ -11,13 +11,16 @@ import attrs
 
 from ._events import Event
 from ._gate import OutageGate
+from ._lane import Lane
 from ._limiter import RateLimiter
-from ._retry import MAX_RETRY_AFTER, Attempt, RetryPolicy, Tried
+from ._retry import MAX_RETRY_AFTER, Attempt, BulkTried, RetryPolicy, Tried
 from ._settings import KeySource, Secret, checked_key, hidden
+from ._stats import Counts
 from ._transport import Transport
-from ._wire import Answer, Call, masked, plainly_accepted, refusal
+from ._wire import Answer, Call, masked, plainly_accepted, rate_limit, refusal
 from .errors import (
     APIError,
+    ClientClosedError,
     ConfigurationError,
     LoopsError,
     RateLimitError,
@@ -50,6 +53,7 @@ class Delivery:
         self._policy = policy
         self._on_attempt = on_attempt
         self._gate = OutageGate()
+        self.counts = Counts()
         # Requests wait here, not in the pool, where they would eat time-outs.
         self._slots: asyncio.Semaphore | None = None
         if limiter is None or limiter.limit > transport.max_connections:
@@ -65,34 +69,65 @@ class Delivery:
                 scope.reschedule(self._loop.time())
         await self.transport.close(grace)
 
-    async def deliver(self, call: Call) -> Delivered:
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for something else than an answer."""
+        return len(self._waiting)
+
+    @property
+    def outage(self) -> bool:
+        """Whether the gate holds all sends."""
+        return not self._gate.is_open
+
+    def has_room(self) -> bool:
+        """Whether one more request could be under way."""
+        return self._slots is None or not self._slots.locked()
+
+    async def deliver(self, call: Call, lane: Lane | None = None) -> Delivered:
         """Make the call; waits for the gate, a permit, a slot and the answer.
+
+        Args:
+            call: What to request.
+            lane: The bulk run it is part of; None for a single call.
 
         Raises:
             LoopsError: complete with key, attempts and ``maybe_accepted``.
         """
         began = sent = self._loop.time()
-        end = None if call.deadline is None else began + call.deadline
-        tried = Tried(self._policy, call, end)
+        if lane is None:
+            end = None if call.deadline is None else began + call.deadline
+            tried = Tried(self._policy, call, end)
+        else:
+            tried = BulkTried(self._policy, call)
         while True:
             probe = 0
-            if tried.wait or not self._goes_at_once():
-                probe = await self._admitted(tried)
+            if (
+                tried.wait
+                or (lane is not None and lane.held_until > sent)
+                or not self._goes_at_once(lane is not None)
+            ):
+                probe = await self._admitted(tried, lane)
                 sent = self._loop.time()
             elif self._slots is not None:
                 await self._slots.acquire()
+            if lane is not None:
+                assert isinstance(tried, BulkTried)
+                tried.begins(sent)
             sending = False
             try:
                 secret = self._api_key
                 if not isinstance(secret, Secret):
-                    secret = await self._asked(secret, tried)
+                    secret = await self._asked(secret, tried, lane)
                     sent = self._loop.time()
-                limit = call.timeout
+                end, limit = tried.end, call.timeout
                 hurried = end is not None and (limit is None or sent + limit > end)
                 if end is not None and hurried:
                     limit = max(end - sent, 0.001)
                 tried.attempts += 1
+                if lane is not None and tried.attempts == 1:
+                    lane.sent()
                 sending = True
+                self.counts.requests += 1
                 result: Answer | LoopsError = await self.transport.exchange(
                     call, secret, limit
                 )
@@ -107,26 +142,64 @@ class Delivery:
             # Under the one name, so that no local keeps what was not cleaned.
             result = self._judged(call, tried, result, secret, probe, hurried)
             if isinstance(result, Answer):
+                if lane is not None and lane.standing:
+                    lane.moves()
                 if self._on_attempt is not None or _logger.isEnabledFor(logging.DEBUG):
                     self._tell(call, tried, now - sent, result.status)
+                if result.status == 409:
+                    self.counts.duplicates += 1
+                else:
+                    self.counts.accepted += 1
                 return result, tried.attempts, now - began
-            final = tried.failed(result, now)
+            if lane is None:
+                final = tried.failed(result, now)
+            else:
+                final = self._failed_in(lane, tried, result, now)
             status = result.status if isinstance(result, APIError) else None
             self._tell(call, tried, now - sent, status, result, final)
             if final is not None:
-                raise final
+                raise self._counted(final)
             sent = now
 
-    def _goes_at_once(self) -> bool:
+    def _failed_in(
+        self, lane: Lane, tried: Tried, error: LoopsError, now: float
+    ) -> LoopsError | None:
+        """Note a failed attempt of a bulk run; return the error if it is final."""
+        assert isinstance(tried, BulkTried)
+        asked = (error.retry_after or 0.0) if isinstance(error, APIError) else 0.0
+        long = asked if asked > MAX_RETRY_AFTER else 0.0
+        if self.outage and error.retryable:
+            lane.stands(error, long)
+            tried.held(error)
+            tried.wait = 0.0  # the gate has its own pauses
+            return None
+        if isinstance(error, RateLimitError):
+            lane.stands(error, long)
+            tried.held(error)
+            return None
+        if long:
+            lane.stands(error, long)
+        elif lane.standing:
+            lane.moves()
+        return tried.failed(error, now)
+
+    def _counted(self, error: LoopsError) -> LoopsError:
+        if error.maybe_accepted:
+            self.counts.unknown += 1
+        else:
+            self.counts.failures += 1
+        return error
+
+    def _goes_at_once(self, bulk: bool) -> bool:
         """Take a permit if nothing at all has to be waited for."""
         return (
             self._gate.is_open
             and not self._closing
             and (self._slots is None or not self._slots.locked())
-            and (self._limiter is None or self._limiter.try_acquire())
+            and (self._limiter is None or self._limiter.try_acquire(bulk=bulk))
         )
 
-    async def _admitted(self, tried: Tried) -> int:
+    async def _admitted(self, tried: Tried, lane: Lane | None) -> int:
         """Wait until the next attempt may go out.
 
         Returns:
@@ -135,37 +208,61 @@ class Delivery:
         Raises:
             DeadlineExceededError: if there is no time left, or will be none.
             ClientClosedError: if the client was closed.
+            LoopsError: if the bulk run was stopped.
         """
-        if not self._closing and not self._too_late(tried):
+        end = tried.end if lane is None else None
+        if not self._turns_away(lane) and not self._too_late(tried, end):
             try:
-                async with asyncio.timeout_at(tried.end) as scope:
-                    self._waiting.add(scope)
-                    try:
+                async with asyncio.timeout_at(end) as scope:
+                    with self._watched(scope, lane):
                         await asyncio.sleep(tried.wait)
-                        probe = await self._pass()
-                    finally:
-                        self._waiting.discard(scope)
-                if not self._closing:
+                        probe = await self._pass(lane)
+                if not self._turns_away(lane):
                     return probe
                 self._step_back(probe)
             except TimeoutError:
                 pass
-        raise tried.closed() if self._closing else tried.deadline_passed()
+        raise self._counted(self._why_not(tried, lane))
 
-    def _too_late(self, tried: Tried) -> bool:
-        if tried.end is None:
+    def _turns_away(self, lane: Lane | None) -> bool:
+        return self._closing or (lane is not None and lane.stopped_by is not None)
+
+    def _why_not(self, tried: Tried, lane: Lane | None) -> LoopsError:
+        if lane is not None:
+            assert isinstance(tried, BulkTried)
+            lane.stop(ClientClosedError("the client is closed"))  # if it was not yet
+            assert lane.stopped_by is not None
+            return tried.stopped(lane.stopped_by)
+        return tried.closed() if self._closing else tried.deadline_passed()
+
+    @contextmanager
+    def _watched(self, scope: asyncio.Timeout, lane: Lane | None) -> Iterator[None]:
+        """Let the closing of the client, or the end of its run, cut it short."""
+        holders = [self._waiting] if lane is None else [self._waiting, lane.waiting]
+        for holder in holders:
+            holder.add(scope)
+        try:
+            yield
+        finally:
+            for holder in holders:
+                holder.discard(scope)
+
+    def _too_late(self, tried: Tried, end: float | None) -> bool:
+        if end is None:
             return False
         in_line = 0.0 if self._limiter is None else self._limiter.shortest_wait()
         wait = max(tried.wait, self._gate.shortest_wait(), in_line)
-        return self._loop.time() + wait > tried.end
+        return self._loop.time() + wait > end
 
-    async def _pass(self) -> int:
+    async def _pass(self, lane: Lane | None) -> int:
         """Pass the gate, and take a permit and a slot; return the probe it is."""
         while True:
+            if lane is not None:
+                await asyncio.sleep(lane.held_until - self._loop.time())
             probe = await self._gate.enter()
             try:
                 if self._limiter is not None:
-                    await self._limiter.acquire()
+                    await self._limiter.acquire(bulk=lane is not None)
                 try:
                     if self._slots is not None:
                         await self._slots.acquire()
@@ -175,9 +272,11 @@ class Delivery:
             except BaseException:
                 self._gate.left(probe=probe)
                 raise
-            if probe or self._gate.is_open:
+            # The gate may have closed, or the run been held, meanwhile.
+            if (probe or self._gate.is_open) and (
+                lane is None or lane.held_until <= self._loop.time()
+            ):
                 return probe
-            # The gate closed while this one waited for its permit.
             self._step_back(probe)
 
     def _step_back(self, probe: int) -> None:
@@ -208,6 +307,9 @@ class Delivery:
             return result
         if self._limiter is not None:
             self._limiter.release(answered=True, round_trip=result.round_trip)
+            if self._limiter.slowed and result.status != 429:
+                told = rate_limit(result.headers)
+                self._limiter.told(None if told is None else told.remaining)
         if result.status >= 500:
             self._gate.failed(probe=probe)
         else:
@@ -223,11 +325,12 @@ class Delivery:
         )
         if error is None:
             return result
-        if isinstance(error, RateLimitError) and self._limiter is not None:
-            asked = error.retry_after or 0.0
-            if asked > MAX_RETRY_AFTER:  # not waited for, so nobody else need
-                asked = 0.0
-            self._limiter.hold(max(asked, self._limiter.period))
+        if isinstance(error, RateLimitError):
+            self.counts.limited += 1
+            if self._limiter is not None:
+                asked = error.retry_after or 0.0
+                # What is not waited for here nobody else has to wait for.
+                self._limiter.throttled(asked if asked <= MAX_RETRY_AFTER else 0.0)
         return _without(secret, error)
 
     def _give_back(self, *, sent: bool) -> None:
@@ -264,30 +367,29 @@ class Delivery:
         except Exception as raised:  # noqa: BLE001 - a hook changes no outcome
             _logger.error("on_attempt raised %s", type(raised).__name__)
 
-    async def _asked(self, source: KeySource, tried: Tried) -> Secret:
+    async def _asked(
+        self, source: KeySource, tried: Tried, lane: Lane | None
+    ) -> Secret:
         """Ask the callable for the key of now, within the deadline."""
         key: object = None
         failure = ""
         scope = asyncio.timeout_at(tried.end)
         try:
             async with scope:
-                self._waiting.add(scope)
-                try:
+                with self._watched(scope, lane):
                     key = await _answer_of(source)
-                finally:
-                    self._waiting.discard(scope)
         except Exception as error:  # noqa: BLE001 - its frames may hold the key
             failure = f"api_key: the callable raised {type(error).__name__}"
-        if self._closing:
-            raise tried.closed()
+        if self._turns_away(lane):
+            raise self._counted(self._why_not(tried, lane))
         if scope.expired():
-            raise tried.deadline_passed()
+            raise self._counted(tried.deadline_passed())
         if failure:
-            raise tried.complete(ConfigurationError(failure))
+            raise self._counted(tried.complete(ConfigurationError(failure)))
         try:
             return checked_key(key)
         except ConfigurationError as unusable:
-            tried.complete(unusable)
+            self._counted(tried.complete(unusable))
             raise
 
 

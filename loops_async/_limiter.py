@@ -4,12 +4,13 @@ Law: a permit returns one period after the latest moment at which the server
 can have counted its request. A server counts a request no later than it
 answers, so with permits returned at ``answer + period`` no latencies and no
 kind of window can make the server see more than ``limit`` in a period. The
-credit for fast answers (see _Credit) is on top, under a condition of its own.
+credit for fast answers (see Credit) is on top, under a condition of its own.
 """
 
 import asyncio
 import math
 import os
+import random
 import threading
 import time
 import weakref
@@ -20,12 +21,11 @@ from typing import Final, TypeAlias
 
 import attrs
 
+from ._adaptive import Capacity, Credit
 from .errors import ConfigurationError
 
 _BULK_SHARE: Final = 10  # while both classes wait, bulk gets every tenth permit
-_SAMPLES: Final = 20  # round trips to be known before any credit is given
-_MARGIN: Final = 0.002  # seconds taken off the credit
-_AGE: Final = 60.0  # seconds after which a fastest round trip may be forgotten
+_CATCH_UP: Final = 0.005  # seconds by which a grant may be late and lose nothing
 _SOONEST: Final = 0.001  # seconds; a shorter timer would spin on a coarse clock
 
 
@@ -45,13 +45,18 @@ class RateLimiter:
     Share one between the clients of a team, in whatever event loops and
     threads of the process they run. Two lines, each first come, first
     served: single sends go before bulk, but while both wait bulk gets one
-    permit in ten. Who waits in a loop that stands still at its turn waits
-    again, at the end.
+    permit in ten, and spreads its permits, so that a single send need not
+    wait for the end of a burst. Who waits in a loop that stands still at its
+    turn waits again, at the end.
+
+    After a 429 fewer permits are used, and slowly more again (see Capacity):
+    processes that share a key come to equal shares without talking.
 
     Args:
         limit: Requests, a whole number from 1.
         period: Seconds.
         clock: Monotonic seconds.
+        chance: Draws evenly from 0 to 1; it parts those held at one time.
 
     Raises:
         ConfigurationError: if one is out of range.
@@ -63,6 +68,7 @@ class RateLimiter:
         period: float = 1.0,
         *,
         clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         if type(limit) is not int or limit < 1:
             msg = f"limit must be a whole number from 1, not {limit!r}"
@@ -73,11 +79,15 @@ class RateLimiter:
         self.limit = limit
         self.period = period
         self._clock = clock
+        self._chance = chance
         # Re-entrant, for a waiter collected as garbage while it is held.
         self._lock = threading.RLock()
         self._free = limit
         self._due: deque[float] = deque()  # when spent permits come back
         self._held_until = -math.inf
+        self._spaced_until = -math.inf  # for bulk, and after a 429 for all
+        self._capacity = Capacity(limit, period)
+        self._kept_back = 0  # permits the capacity leaves to other processes
         self._single: _Line = OrderedDict()
         self._bulk: _Line = OrderedDict()
         self._passed_over = 0  # permits given to single sends while bulk waited
@@ -85,7 +95,7 @@ class RateLimiter:
         self._alarms: dict[
             asyncio.AbstractEventLoop, tuple[float, asyncio.TimerHandle]
         ] = {}
-        self._credit = _Credit()
+        self._credit = Credit()
         _limiters.add(self)
 
     def __repr__(self) -> str:
@@ -98,23 +108,34 @@ class RateLimiter:
             return (
                 f"<RateLimiter {self.limit} per {self.period:g} s: {self._free} free, "
                 f"{under_way} under way, {len(self._due)} coming back, "
-                f"{waiting} waiting" + (f", held for {held:.1f} s>" if held else ">")
+                f"{waiting} waiting"
+                + (f", {self._kept_back} left to others" if self._kept_back else "")
+                + (f", held for {held:.1f} s>" if held else ">")
             )
 
-    def try_acquire(self) -> bool:
+    def try_acquire(self, *, bulk: bool = False) -> bool:
         """Take a permit if one is free and nobody waits; never waits itself."""
         with self._lock:
             now = self._clock()
             if self._due and self._due[0] <= now:
                 self._collect(now)
-            if not self._free or self._single or self._bulk or now < self._held_until:
+            if (
+                self._free <= self._kept_back
+                or self._single
+                or self._bulk
+                or now < self._held_until
+            ):
                 return False
+            if bulk or self._kept_back:
+                if now < self._spaced_until:
+                    return False
+                self._space(now)
             self._free -= 1
             return True
 
     async def acquire(self, *, bulk: bool = False) -> None:
         """Take a permit; waits its turn. Cancelling gives the turn up."""
-        while not self.try_acquire() and not await self._wait(bulk=bulk):
+        while not self.try_acquire(bulk=bulk) and not await self._wait(bulk=bulk):
             pass  # the loop stood still when its turn came
 
     async def _wait(self, *, bulk: bool) -> bool:
@@ -125,7 +146,7 @@ class RateLimiter:
         with self._lock:
             line[waiter] = None
             self._waiting_in[loop] += 1
-            self._set_alarm(loop)
+            self._serve()  # a permit may be free, and only bulk have to wait
         try:
             await waiter.turn
         except BaseException:  # cancelled, or thrown away with its loop
@@ -147,12 +168,9 @@ class RateLimiter:
         with self._lock:
             now = self._clock()
             self._collect(now)
-            rounds, place = divmod(len(self._single), self.limit)
-            if place < self._free:
-                soonest = now
-            elif place < self._free + len(self._due):
-                soonest = self._due[place - self._free]
-            else:  # a permit that is under way now
+            rounds, place = divmod(len(self._single), self._capacity.usable)
+            soonest = self._due_for(place, now)
+            if soonest is None:  # a permit that is under way now
                 soonest = now + self.period - self._credit.soon(self.limit, self.period)
             return max(soonest, self._held_until) - now + rounds * self.period
 
@@ -187,6 +205,44 @@ class RateLimiter:
         with self._lock:
             self._held_until = max(self._held_until, self._clock() + seconds)
 
+    @property
+    def usable(self) -> int:
+        """How many of the permits are used; the rest is left to others."""
+        return self._capacity.usable
+
+    @property
+    def held(self) -> float:
+        """Seconds for which nothing is granted to anybody."""
+        return max(0.0, self._held_until - self._clock())
+
+    @property
+    def slowed(self) -> bool:
+        """Whether a 429 has shown that others use the same key."""
+        return self._kept_back > 0
+
+    def throttled(self, asked: float = 0.0) -> None:
+        """Note a 429: everybody waits, and fewer permits are used.
+
+        Args:
+            asked: Seconds the server asked to wait.
+        """
+        with self._lock:
+            now = self._clock()
+            self._collect(now)
+            self._capacity.refused(self.limit - self._free, now)
+            self._kept_back = self.limit - self._capacity.usable
+            # Processes refused together must not come back together.
+            apart = self._chance() * self.period / self._capacity.usable
+            self.hold(max(asked, self.period / 2) + apart)
+
+    def told(self, remaining: int | None) -> None:
+        """Note what an answer says is left in the server's window, if `slowed`."""
+        with self._lock:
+            self._capacity.told(remaining, self._clock())
+            self._kept_back = self.limit - self._capacity.usable
+            if self._single or self._bulk:
+                self._serve()
+
     def forked(self) -> None:
         """Begin again in the child of a fork: nobody here waits or sends yet."""
         self._lock = threading.RLock()
@@ -206,29 +262,46 @@ class RateLimiter:
         """Grant what can be granted, and see to it that the rest is woken."""
         now = self._clock()
         self._collect(now)
-        if now >= self._held_until:
-            while self._free and (self._single or self._bulk):
-                line = self._next_line()
-                waiter = next(iter(line))
-                self._leave(line, waiter)
-                # A loop that stands still could not use a permit. Without a
-                # place in line it can also be collected, if it was forgotten.
-                waiter.granted = waiter.loop.is_running()
-                self._free -= waiter.granted
-                _wake(waiter)
+        while (line := self._line_to_serve(now)) is not None:
+            waiter = next(iter(line))
+            self._leave(line, waiter)
+            # A loop that stands still could not use a permit. Without a
+            # place in line it can also be collected, if it was forgotten.
+            waiter.granted = waiter.loop.is_running()
+            if waiter.granted:
+                self._free -= 1
+                if line is self._bulk or self._kept_back:
+                    self._space(now)
+            _wake(waiter)
         here = _running_loop()
         if here is not None and self._waiting_in[here]:
             self._set_alarm(here)
 
-    def _next_line(self) -> _Line:
-        if not self._bulk:
+    def _line_to_serve(self, now: float) -> _Line | None:
+        """Return the line whose first may go now."""
+        if self._free <= self._kept_back or now < self._held_until:
+            return None
+        too_soon = now < self._spaced_until
+        its_turn = not self._single or self._passed_over >= _BULK_SHARE - 1
+        if self._bulk and its_turn and not too_soon:
             self._passed_over = 0
-            return self._single
-        if self._single and self._passed_over < _BULK_SHARE - 1:
-            self._passed_over += 1
-            return self._single
-        self._passed_over = 0
-        return self._bulk
+            return self._bulk
+        if not self._single or (too_soon and self._kept_back):
+            return None
+        self._passed_over += bool(self._bulk)
+        return self._single
+
+    def _space(self, now: float) -> None:
+        """Note a grant after which the next one has to wait a little."""
+        since = max(self._spaced_until, now - _CATCH_UP)
+        self._spaced_until = since + self._capacity.spacing()
+
+    def _due_for(self, place: int, now: float) -> float | None:
+        """Return when the permit for that place in line is there, if known."""
+        lacking = place + self._kept_back - self._free
+        if lacking < 0:
+            return now
+        return self._due[lacking] if lacking < len(self._due) else None
 
     def _leave(self, line: _Line, waiter: _Waiter) -> None:
         del line[waiter]
@@ -247,7 +320,11 @@ class RateLimiter:
         for that.
         """
         now = self._clock()
-        when = now if self._free else self._due[0] if self._due else now + self.period
+        when = self._due_for(0, now)
+        if when is None:
+            when = now + self.period
+        if not self._single or self._kept_back:
+            when = max(when, self._spaced_until)
         when = max(when, self._held_until)
         if loop in self._alarms:
             set_for, alarm = self._alarms[loop]
@@ -273,40 +350,6 @@ def _forked() -> None:  # pragma: no cover - coverage does not follow a fork
 
 # Windows has neither forks nor this.
 getattr(os, "register_at_fork", dict)(after_in_child=_forked)
-
-
-class _Credit:
-    """How much earlier than ``answer + period`` a permit may return: `now`.
-
-    Half the fastest round trip of the last one to two minutes, less a
-    margin; nothing until enough are known. Safe while the way back of one
-    request and the way out of a later one together take at least as long, so
-    always while no way takes less than a quarter of the fastest round trip.
-    """
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._samples = 0
-        self._before = self._fastest = math.inf
-        self._since = -math.inf
-
-    def soon(self, under_way: int, period: float) -> float:
-        """Return the most it can be when as many more are known."""
-        if self._samples + under_way < _SAMPLES:
-            return 0.0
-        return min(self._before, self._fastest, 2 * period) / 2
-
-    def learn(self, round_trip: float, at: float) -> None:
-        self._samples += 1
-        if at - self._since >= _AGE:
-            self._before, self._fastest, self._since = self._fastest, round_trip, at
-        elif round_trip < self._fastest:
-            self._fastest = round_trip
-        elif self._samples != _SAMPLES:
-            return  # nothing new
-        if self._samples >= _SAMPLES:
-            fastest = min(self._before, self._fastest)
-            self.now = max(0.0, fastest / 2 - _MARGIN)
 
 
 def _wake(waiter: _Waiter) -> None:

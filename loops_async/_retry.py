@@ -15,6 +15,7 @@ from .errors import (
     ConnectionLostError,
     DeadlineExceededError,
     LoopsError,
+    NotTriedError,
     RateLimitError,
     RequestTimeoutError,
 )
@@ -130,6 +131,19 @@ class Tried:
         Returns:
             The error to raise, or None to try again after `wait`.
         """
+        asked = self._note(error)
+        if asked is not None:
+            self.wait = max(self.wait, asked)
+        late = self.end is not None and now + self.wait > self.end
+        if self._is_final(error, self.attempts) or (
+            asked is not None and (asked > MAX_RETRY_AFTER or late)
+        ):
+            cut_short = isinstance(error, RequestTimeoutError) and late
+            return self.deadline_passed() if cut_short else self.complete(error)
+        return self.deadline_passed() if late else None
+
+    def _note(self, error: LoopsError) -> float | None:
+        """Draw the next wait; return the seconds the server asked for."""
         self.ambiguous = self.ambiguous or error.maybe_accepted
         self._throttled = self._throttled or isinstance(error, RateLimitError)
         self.only_throttled = self._throttled and not self.ambiguous
@@ -139,19 +153,14 @@ class Tried:
         self.wait = next(self._waits)
         if self.attempts == 1 and isinstance(error, ConnectionLostError):
             self.wait = 0.0  # most likely a kept connection that had gone stale
-        asked = error.retry_after if isinstance(error, APIError) else None
-        if asked is not None:
-            self.wait = max(self.wait, asked)
-        late = self.end is not None and now + self.wait > self.end
-        if (
+        return error.retry_after if isinstance(error, APIError) else None
+
+    def _is_final(self, error: LoopsError, attempts: int) -> bool:
+        return (
             not error.retryable
-            or self.attempts >= self._policy.attempts
+            or attempts >= self._policy.attempts
             or (error.maybe_accepted and not self._call.repeatable)
-            or (asked is not None and (asked > MAX_RETRY_AFTER or late))
-        ):
-            cut_short = isinstance(error, RequestTimeoutError) and late
-            return self.deadline_passed() if cut_short else self.complete(error)
-        return self.deadline_passed() if late else None
+        )
 
     def deadline_passed(self) -> LoopsError:
         """Return the error for a deadline that is over, or certain to be."""
@@ -175,3 +184,51 @@ class Tried:
         if isinstance(error, DeadlineExceededError):
             error.retryable = True
         return error
+
+
+class BulkTried(Tried):
+    """The same for one event of many, which may wait as long as it takes.
+
+    Its deadline bounds the attempts and the pauses between them, from the
+    first attempt on. The rate limiter, an outage and what a server asks for
+    with Retry-After cost it neither time nor tries.
+    """
+
+    __slots__ = ("_began", "_counted", "_left")
+
+    def __init__(self, policy: RetryPolicy, call: Call) -> None:
+        super().__init__(policy, call)
+        self._left = call.deadline
+        self._counted = 0
+        self._began = 0.0
+
+    def begins(self, now: float) -> None:
+        """Note that the next attempt begins; sets its `end`."""
+        self._began = now
+        if self._left is not None:
+            self.end = now + self._left
+
+    def held(self, error: LoopsError) -> None:
+        """Note a 429, or an attempt that ended in an outage."""
+        self._note(error)
+
+    def failed(self, error: LoopsError, now: float) -> LoopsError | None:
+        """Note how an attempt ended otherwise; see `Tried.failed`."""
+        asked = self._note(error)
+        self._counted += 1
+        late = False
+        if self._left is not None:
+            self._left -= now - self._began + self.wait
+            late = self._left <= 0
+        if asked is not None and asked <= MAX_RETRY_AFTER:
+            self.wait = max(self.wait, asked)
+        if self._is_final(error, self._counted):
+            cut_short = isinstance(error, RequestTimeoutError) and late
+            return self.deadline_passed() if cut_short else self.complete(error)
+        return self.deadline_passed() if late else None
+
+    def stopped(self, by: LoopsError) -> LoopsError:
+        """Return the error for a run that was stopped meanwhile."""
+        if self._last is not None:
+            return self.complete(self._last)
+        return self.complete(NotTriedError(f"not tried: {by}", retryable=True))

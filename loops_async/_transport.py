@@ -139,6 +139,11 @@ class Transport:
             and not self._session.closed
         )
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests are under way."""
+        return len(self._under_way)
+
     def inherit(self) -> None:
         """Keep for ever what a fork brought.
 

@@ -7,6 +7,7 @@
     ├── InvalidEventError             (also a ValueError)
     ├── RecipientNotAllowedError
     ├── ClientClosedError
+    ├── NotTriedError                 a bulk run ended before it
     ├── DeadlineExceededError         (also a TimeoutError)
     ├── TransportError                no usable answer
     │   ├── ConnectFailedError        never reached Loops
@@ -43,6 +44,7 @@ __all__ = [
     "InvalidEventError",
     "LoopsError",
     "NotFoundError",
+    "NotTriedError",
     "PayloadTooLargeError",
     "RateLimitError",
     "RecipientNotAllowedError",
@@ -114,6 +116,10 @@ class RecipientNotAllowedError(LoopsError):
 
 class ClientClosedError(LoopsError):
     """The client was closed before this call could send (anything more)."""
+
+
+class NotTriedError(LoopsError):
+    """The run of many events was stopped before this one was sent."""
 
 
 class DeadlineExceededError(LoopsError, TimeoutError):

@@ -432,7 +432,7 @@ def test_without_single_sends_bulk_has_it_all_and_the_other_way_round() -> None:
         for bulk in (True, False):
             before = now()
             await asyncio.gather(*(limiter.acquire(bulk=bulk) for _ in range(10)))
-            assert now() == before
+            assert now() - before <= 0.4  # bulk spreads them, over part of a period
             for _ in range(10):
                 limiter.release(answered=True)
             await asyncio.sleep(1)

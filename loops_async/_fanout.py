@@ -1,0 +1,319 @@
+"""Many events: pulled, put in order, sent side by side, accounted for.
+
+One event walks: source -> `_take` -> order -> ready -> a worker -> outcome ->
+consumer. At most `LOOK_AHEAD` are anywhere on that way, and only while their
+contacts have to wait are there many more than are under way.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+)
+from typing import Final, TypeAlias
+
+from ._events import Event
+from ._lane import Lane
+from ._order import ContactOrder, Entry, KeyBook
+from ._outcomes import Outcome, Receipt
+from .errors import (
+    APIError,
+    AuthenticationError,
+    ClientClosedError,
+    ConfigurationError,
+    InvalidEventError,
+    LoopsError,
+    NotTriedError,
+)
+
+_logger = logging.getLogger("loops_async")
+
+LOOK_AHEAD: Final = 1000  # events pulled whose outcomes were not taken yet
+_STOCK: Final = 100  # events that can go at once: more are pulled for order only
+
+Events: TypeAlias = Iterable[Event] | AsyncIterable[Event]
+Send: TypeAlias = Callable[[Event, bytes, Lane], Awaitable[Receipt]]
+
+
+class FanOut:
+    """One run of `send_events` or `stream_events`.
+
+    Args:
+        events: Where they come from.
+        prepare: Checks an event and gives its bytes; raises a LoopsError.
+        send: Sends one event; None sends nothing, for a dry run.
+        has_room: Whether one more request could be under way.
+        on_outcome: Told each outcome; it changes none.
+        patience: Seconds without any progress, after which the run ends.
+        keys: How many idempotency keys to remember; None is all.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        *,
+        prepare: Callable[[Event], bytes],
+        send: Send | None,
+        has_room: Callable[[], bool],
+        on_outcome: Callable[[Outcome], object] | None,
+        patience: float | None,
+        keys: int | None,
+    ) -> None:
+        self._source = events
+        self._prepare = prepare
+        self._send = send
+        self._has_room = has_room
+        self._on_outcome = on_outcome
+        self._patience = patience
+        self._order = ContactOrder()
+        self._keys = KeyBook(keys)
+        self._ready: deque[Entry] = deque()
+        self._unsent: dict[int, Entry] = {}  # pulled, and with no worker yet
+        self._outcomes: deque[Outcome] = deque()
+        self._pulled = 0
+        self._taken = 0  # outcomes the consumer has
+        self._starting = 0  # workers whose event did not leave yet
+        self._workers: set[asyncio.Task[None]] = set()
+        self._source_failure: BaseException | None = None
+        self._crash: BaseException | None = None  # of ours
+        self._news: asyncio.Future[None] | None = None  # the consumer waits
+        self._room: asyncio.Future[None] | None = None  # the puller waits
+
+    @property
+    def stopped_by(self) -> LoopsError | None:
+        """What ended the run before its source did, or None."""
+        return self.lane.stopped_by
+
+    async def outcomes(self) -> AsyncGenerator[Outcome, None]:
+        """Run; yield the outcomes as they come in."""
+        self._loop = asyncio.get_running_loop()
+        self.lane = Lane(
+            self._loop, self._patience, on_sent=self._sent, on_stop=self._stopped
+        )
+        self._puller = self._loop.create_task(self._pull())
+        self._puller.add_done_callback(self._puller_left)
+        try:
+            while True:
+                while self._outcomes:
+                    self._taken += 1
+                    if self._room is not None:
+                        self._restock()
+                    yield self._outcomes.popleft()
+                if self._crash is not None:
+                    raise self._crash
+                if self._puller.done() and not self._ahead():
+                    break
+                self._news = self._loop.create_future()
+                await self._news
+            if self._source_failure is not None:
+                raise self._source_failure
+        except GeneratorExit:
+            # What is under way may as well end: cut off, nobody would know.
+            self.lane.stop(ClientClosedError("nobody takes the outcomes any more"))
+            while self._workers:
+                await asyncio.wait(self._workers)
+            raise
+        finally:
+            await self._end()
+
+    def _ahead(self) -> int:
+        return self._pulled - self._taken
+
+    async def _end(self) -> None:
+        self.lane.close()
+        tasks = [self._puller, *self._workers]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # The way of an event, from here on.
+
+    async def _pull(self) -> None:
+        if isinstance(self._source, AsyncIterable):
+            async for event in self._source:
+                self._take(event)
+                if self._has_enough():
+                    await self._until_wanted()
+                if self.lane.stopped_by is not None:
+                    return  # the source did not mind being cancelled
+            return
+        for event in self._source:
+            self._take(event)
+            if not self._pulled % _STOCK:
+                await asyncio.sleep(0)  # let others have the loop
+            if self._has_enough():
+                await self._until_wanted()
+
+    def _has_enough(self) -> bool:
+        return len(self._ready) >= _STOCK or self._ahead() >= LOOK_AHEAD
+
+    async def _until_wanted(self) -> None:
+        self._room = self._loop.create_future()
+        await self._room
+
+    def _restock(self) -> None:
+        """Pull more, if enough is wanted to be worth it."""
+        low = len(self._ready) <= _STOCK // 2
+        if self._room is not None and low and self._ahead() <= LOOK_AHEAD - _STOCK:
+            _wake(self._room)
+            self._room = None
+
+    def _take(self, event: Event) -> None:
+        index = self._pulled
+        if not isinstance(event, Event):
+            kind = type(event).__name__
+            raise TypeError(f"events[{index}] must be an Event, not {kind}")
+        self._pulled += 1
+        if self.lane.stopped_by is not None:
+            self._settle(index, event, None, self._not_tried(event))
+            return
+        try:
+            body = self._prepare(event)
+            if not self._keys.agrees(event.idempotency_key, body):
+                raise _reused(event)
+        except LoopsError as error:
+            self._settle(index, event, None, error)
+            return
+        if self._send is None:
+            receipt = Receipt(event.idempotency_key, 0, False, 0.0, None, dry_run=True)
+            self._settle(index, event, receipt, None)
+            return
+        entry = Entry(index, event, body)
+        self._unsent[index] = entry
+        if self._order.add(entry):
+            self._ready.append(entry)
+            if len(self._ready) == 1:  # else somebody will come for it
+                self._start_worker()
+
+    def _start_worker(self) -> None:
+        """See to it that somebody waits to send what is ready, and not more.
+
+        So there are as many workers as requests under way or to be tried
+        again, and one: rate times latency.
+        """
+        if (
+            self._ready
+            and not self._starting
+            and (not self._workers or self._has_room())
+        ):
+            self._starting += 1
+            worker = self._loop.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._worker_left)
+
+    async def _work(self) -> None:
+        assert self._send is not None
+        while self._ready:
+            entry = self._ready.popleft()
+            if self._room is not None:
+                self._restock()
+            del self._unsent[entry.index]
+            try:
+                receipt = await self._send(entry.event, entry.body, self.lane)
+            except LoopsError as error:
+                if not error.attempts:
+                    self._starting -= 1
+                if _stops(error) and self.lane.stopped_by is None:
+                    _logger.warning("sending stopped: %s", error)
+                    self.lane.stop(error)
+                self._done(entry, None, error)
+            else:
+                self._done(entry, receipt, None)
+            self._starting += 1
+        self._starting -= 1
+
+    def _sent(self) -> None:
+        self._starting -= 1
+        self._start_worker()
+
+    def _done(
+        self, entry: Entry, receipt: Receipt | None, error: LoopsError | None
+    ) -> None:
+        free = self._order.done(entry)
+        if self.lane.stopped_by is None:
+            self._ready.extend(free)
+        self._settle(entry.index, entry.event, receipt, error)
+
+    def _settle(
+        self,
+        index: int,
+        event: Event,
+        receipt: Receipt | None,
+        error: LoopsError | None,
+    ) -> None:
+        if error is not None:
+            error.__traceback__ = None  # its frames hold more than is wanted
+        outcome = Outcome(index, event, receipt, error)
+        if self._on_outcome is not None:
+            try:
+                self._on_outcome(outcome)
+            except Exception as raised:  # noqa: BLE001 - a hook changes no outcome
+                _logger.error("on_outcome raised %s", type(raised).__name__)
+        self._outcomes.append(outcome)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None:
+            _wake(self._news)
+            self._news = None
+
+    # How it ends.
+
+    def _stopped(self) -> None:
+        """Give back what was pulled and not sent."""
+        self._puller.cancel()
+        self._ready.clear()
+        unsent, self._unsent = self._unsent, {}
+        for entry in unsent.values():
+            error = self._not_tried(entry.event)
+            self._settle(entry.index, entry.event, None, error)
+
+    def _not_tried(self, event: Event) -> NotTriedError:
+        error = NotTriedError(f"not tried: {self.lane.stopped_by}", retryable=True)
+        error.idempotency_key = event.idempotency_key
+        return error
+
+    def _puller_left(self, puller: asyncio.Task[None]) -> None:
+        if puller.cancelled():
+            failure: BaseException | None = asyncio.CancelledError("by the source")
+        else:
+            failure = puller.exception()
+        if self.lane.stopped_by is None:  # else it was cut short by us
+            self._source_failure = failure
+        self._tell()
+
+    def _worker_left(self, worker: asyncio.Task[None]) -> None:
+        self._workers.discard(worker)
+        if worker.cancelled():
+            self._crash = asyncio.CancelledError("a send was cancelled")
+        else:
+            self._crash = self._crash or worker.exception()
+        if self._crash is not None:
+            self._tell()
+
+
+def _reused(event: Event) -> InvalidEventError:
+    why = (
+        "idempotency_key: another event of this run has it, and Loops would "
+        "take only one of them; event.replace(...) makes a copy with its own"
+    )
+    error = InvalidEventError(problems=[why])
+    error.idempotency_key = event.idempotency_key
+    return error
+
+
+def _stops(error: LoopsError) -> bool:
+    """Tell whether every other event would end like this one."""
+    if isinstance(error, APIError):
+        return isinstance(error, AuthenticationError) or error.status in (404, 405)
+    return isinstance(error, ClientClosedError | ConfigurationError)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
