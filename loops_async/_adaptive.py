@@ -79,6 +79,11 @@ class Capacity:
         self._least: float = math.inf  # that was left, in the span now watched
         self._since = -math.inf  # when the span began
 
+    @property
+    def reduced(self) -> bool:
+        """Whether others have been noticed, and not been gone for long."""
+        return self._level < self._limit
+
     def refused(self, used: int, now: float) -> None:
         """Note a 429.
 
@@ -90,10 +95,10 @@ class Capacity:
             self._refused.popleft()
         self._refused.append(now)
         level = self._level
-        if self.usable < self._limit and now - self._decreased > self._period:
+        if self.reduced and now - self._decreased > self._period:
             level *= _DECREASE
         # No more than the server can have granted in the last period.
-        level = min(level, max(1.0, used - len(self._refused)))
+        level = min(level, max(_DECREASE, used - len(self._refused)))
         if level < self._level:
             self._decreased = now
         self._watch(level, now)

@@ -88,6 +88,7 @@ class RateLimiter:
         self._spaced_until = -math.inf  # for bulk, and after a 429 for all
         self._capacity = Capacity(limit, period)
         self._kept_back = 0  # permits the capacity leaves to other processes
+        self.slowed = False  # a 429 has shown that others use the same key
         self._single: _Line = OrderedDict()
         self._bulk: _Line = OrderedDict()
         self._passed_over = 0  # permits given to single sends while bulk waited
@@ -126,7 +127,7 @@ class RateLimiter:
                 or now < self._held_until
             ):
                 return False
-            if bulk or self._kept_back:
+            if bulk or self.slowed:
                 if now < self._spaced_until:
                     return False
                 self._space(now)
@@ -215,11 +216,6 @@ class RateLimiter:
         """Seconds for which nothing is granted to anybody."""
         return max(0.0, self._held_until - self._clock())
 
-    @property
-    def slowed(self) -> bool:
-        """Whether a 429 has shown that others use the same key."""
-        return self._kept_back > 0
-
     def throttled(self, asked: float = 0.0) -> None:
         """Note a 429: everybody waits, and fewer permits are used.
 
@@ -230,7 +226,7 @@ class RateLimiter:
             now = self._clock()
             self._collect(now)
             self._capacity.refused(self.limit - self._free, now)
-            self._kept_back = self.limit - self._capacity.usable
+            self._adapt()
             # Processes refused together must not come back together.
             apart = self._chance() * self.period / self._capacity.usable
             self.hold(max(asked, self.period / 2) + apart)
@@ -239,7 +235,7 @@ class RateLimiter:
         """Note what an answer says is left in the server's window, if `slowed`."""
         with self._lock:
             self._capacity.told(remaining, self._clock())
-            self._kept_back = self.limit - self._capacity.usable
+            self._adapt()
             if self._single or self._bulk:
                 self._serve()
 
@@ -252,6 +248,10 @@ class RateLimiter:
         self._alarms.clear()
         under_way = self.limit - self._free - len(self._due)
         self._due.extend([self._clock() + self.period] * under_way)
+
+    def _adapt(self) -> None:
+        self._kept_back = self.limit - self._capacity.usable
+        self.slowed = self._capacity.reduced
 
     def _collect(self, now: float) -> None:
         while self._due and self._due[0] <= now:
@@ -270,7 +270,7 @@ class RateLimiter:
             waiter.granted = waiter.loop.is_running()
             if waiter.granted:
                 self._free -= 1
-                if line is self._bulk or self._kept_back:
+                if line is self._bulk or self.slowed:
                     self._space(now)
             _wake(waiter)
         here = _running_loop()
@@ -286,7 +286,7 @@ class RateLimiter:
         if self._bulk and its_turn and not too_soon:
             self._passed_over = 0
             return self._bulk
-        if not self._single or (too_soon and self._kept_back):
+        if not self._single or (too_soon and self.slowed):
             return None
         self._passed_over += bool(self._bulk)
         return self._single
@@ -323,7 +323,7 @@ class RateLimiter:
         when = self._due_for(0, now)
         if when is None:
             when = now + self.period
-        if not self._single or self._kept_back:
+        if not self._single or self.slowed:
             when = max(when, self._spaced_until)
         when = max(when, self._held_until)
         if loop in self._alarms:
