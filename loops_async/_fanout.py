@@ -235,7 +235,7 @@ class FanOut:
         self, entry: Entry, receipt: Receipt | None, error: LoopsError | None
     ) -> None:
         free = self._order.done(entry)
-        if self.lane.stopped_by is None:
+        if free and self.lane.stopped_by is None:
             self._ready.extend(free)
         self._settle(entry.index, entry.event, receipt, error)
 
@@ -255,7 +255,8 @@ class FanOut:
             except Exception as raised:  # noqa: BLE001 - a hook changes no outcome
                 _logger.error("on_outcome raised %s", type(raised).__name__)
         self._outcomes.append(outcome)
-        self._tell()
+        if self._news is not None:
+            self._tell()
 
     def _tell(self) -> None:
         if self._news is not None:

@@ -89,6 +89,7 @@ class RateLimiter:
         self._capacity = Capacity(limit, period)
         self._kept_back = 0  # permits the capacity leaves to other processes
         self.slowed = False  # a 429 has shown that others use the same key
+        self._spacing = self._capacity.spacing()
         self._single: _Line = OrderedDict()
         self._bulk: _Line = OrderedDict()
         self._passed_over = 0  # permits given to single sends while bulk waited
@@ -252,6 +253,7 @@ class RateLimiter:
     def _adapt(self) -> None:
         self._kept_back = self.limit - self._capacity.usable
         self.slowed = self._capacity.reduced
+        self._spacing = self._capacity.spacing()
 
     def _collect(self, now: float) -> None:
         while self._due and self._due[0] <= now:
@@ -293,8 +295,7 @@ class RateLimiter:
 
     def _space(self, now: float) -> None:
         """Note a grant after which the next one has to wait a little."""
-        since = max(self._spaced_until, now - _CATCH_UP)
-        self._spaced_until = since + self._capacity.spacing()
+        self._spaced_until = max(self._spaced_until, now - _CATCH_UP) + self._spacing
 
     def _due_for(self, place: int, now: float) -> float | None:
         """Return when the permit for that place in line is there, if known."""

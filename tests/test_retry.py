@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loops_async import Attempt, RetryPolicy, errors
-from loops_async._retry import MAX_RETRY_AFTER, Tried
+from loops_async._retry import MAX_RETRY_AFTER, BulkTried, Tried
 from loops_async._wire import Call
 
 
@@ -405,3 +405,193 @@ def test_an_attempt_is_a_frozen_record() -> None:
     assert attempt == Attempt("k", 1, 200, None, 0.1, None)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         attempt.number = 2  # type: ignore[misc]
+
+
+# One of many.
+
+EXACT = 1e-6  # seconds; what sums of floats may be off
+
+
+def bulk(
+    *,
+    attempts: int = 0,
+    policy: RetryPolicy = RetryPolicy(base=0),  # noqa: B008 - it is frozen
+    deadline: float | None = None,
+    timeout: float | None = None,
+) -> BulkTried:
+    call = Call("POST", "https://loops.example", b"{}", "k", None, timeout, deadline)
+    made = BulkTried(policy, call)
+    made.attempts = attempts
+    return made
+
+
+def test_the_deadline_of_one_of_many_begins_with_its_first_attempt() -> None:
+    call = bulk(deadline=5.0)
+    assert call.end is None
+    call.begins(100.0)
+    assert call.end == 105.0
+
+
+def test_one_of_many_without_a_deadline_has_no_end() -> None:
+    call = bulk(attempts=1)
+    call.begins(100.0)
+    assert call.end is None
+    assert call.failed(failing(), now=1e9) is None
+
+
+def test_attempts_and_pauses_cost_one_of_many_its_deadline() -> None:
+    """What lies between a pause and the next attempt does not."""
+    call = bulk(attempts=1, deadline=5.0)
+    call.begins(0.0)
+    assert call.failed(failing(), now=2.0) is None
+    call.begins(1000.0)  # in line for a permit until then
+    assert call.end == 1003.0
+    late = call.failed(failing(), now=1003.0)
+    assert isinstance(late, errors.DeadlineExceededError)
+    expected = "the deadline of 5 s leaves no time for another attempt; the last: "
+    assert late.args[0] == expected + "Loops answered"
+    assert (late.idempotency_key, late.attempts) == OURS
+    assert late.retryable
+    assert late.maybe_accepted
+
+
+def test_a_pause_costs_one_of_many_its_deadline_too() -> None:
+    call = bulk(attempts=1, deadline=5.0, policy=RetryPolicy(base=1000, cap=1000))
+    call.begins(0.0)
+    while call.failed(failing(), now=0.0) is None:
+        assert call.wait < 5.0
+    assert call.wait > 0
+
+
+@pytest.mark.parametrize("asked", [3.0, 60.0])
+def test_what_the_server_asks_for_is_waited_for_at_no_cost(asked: float) -> None:
+    call = bulk(attempts=1, deadline=5.0)
+    call.begins(0.0)
+    assert call.failed(failing(asked), now=1.0) is None
+    assert call.wait == asked
+    call.begins(100.0)
+    assert call.end == 104.0
+
+
+def test_more_than_a_minute_is_the_run_s_to_wait_for() -> None:
+    """So the event is to be tried again as far as it is concerned."""
+    call = bulk(attempts=1)
+    call.begins(0.0)
+    assert call.failed(failing(3600.0), now=1.0) is None
+    assert call.wait == 0.0
+
+
+@pytest.mark.parametrize("make", [throttled, failing, unreachable, timed_out])
+def test_what_is_held_costs_one_of_many_neither_tries_nor_time(make: Maker) -> None:
+    call = bulk(policy=RetryPolicy(attempts=2, base=0), deadline=5.0)
+    for turn in range(20):
+        call.begins(turn * 100.0)
+        call.attempts += 1
+        call.held(make())
+    call.begins(5000.0)
+    assert call.end == 5005.0
+    call.attempts += 1
+    assert call.failed(failing(), now=5001.0) is None
+    call.begins(6000.0)
+    call.attempts += 1
+    spent = failing()
+    assert call.failed(spent, now=6001.0) is spent
+    assert spent.attempts == 22
+
+
+def test_what_was_held_still_tells_whether_the_event_may_be_in() -> None:
+    call = bulk(attempts=1)
+    call.held(timed_out())
+    refusal = api_error(errors.BadRequestError, retryable=False)
+    call.begins(0.0)
+    assert call.failed(refusal, now=0.0) is refusal
+    assert refusal.maybe_accepted
+
+
+def test_a_429_that_was_held_counts_for_what_a_409_means() -> None:
+    call = bulk(attempts=1)
+    call.held(throttled())
+    assert call.only_throttled
+    call.held(lost())
+    assert not call.only_throttled
+
+
+def test_what_cannot_succeed_ends_one_of_many_at_once() -> None:
+    call = bulk(attempts=1, deadline=5.0)
+    call.begins(0.0)
+    refusal = api_error(errors.BadRequestError, retryable=False)
+    assert call.failed(refusal, now=9.0) is refusal
+    assert (refusal.idempotency_key, refusal.attempts) == OURS
+
+
+def test_a_last_attempt_that_the_deadline_cut_short_is_the_deadline_s_fault() -> None:
+    call = bulk(attempts=1, deadline=5.0, policy=RetryPolicy(attempts=1))
+    call.begins(0.0)
+    assert isinstance(call.failed(timed_out(), now=5.0), errors.DeadlineExceededError)
+    in_time = bulk(attempts=1, deadline=5.0, policy=RetryPolicy(attempts=1, base=0))
+    in_time.begins(0.0)
+    error = timed_out()
+    assert in_time.failed(error, now=4.0) is error
+
+
+def test_one_of_many_that_was_never_sent_is_not_tried_when_the_run_stops() -> None:
+    error = bulk().stopped(errors.AuthenticationError("bad key"))
+    assert isinstance(error, errors.NotTriedError)
+    assert str(error) == "not tried: bad key"
+    assert (error.idempotency_key, error.attempts) == ("k", 0)
+    assert error.retryable
+    assert not error.maybe_accepted
+
+
+@pytest.mark.parametrize("make", RETRIED)
+def test_one_that_was_sent_ends_with_its_last_error_when_the_run_stops(
+    make: Maker,
+) -> None:
+    call = bulk(attempts=1)
+    last = make()
+    call.held(last)
+    assert call.stopped(errors.ClientClosedError("closed")) is last
+    assert (last.idempotency_key, last.attempts) == OURS
+    assert last.maybe_accepted is make().maybe_accepted
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(RETRIED), st.booleans(), st.floats(0, 9)),
+        min_size=1,
+        max_size=20,
+    ),
+    st.integers(1, 10),
+    st.none() | st.floats(0.1, 30),
+)
+def test_one_of_many_spends_no_more_than_it_has(
+    made: list[tuple[Maker, bool, float]], attempts: int, deadline: float | None
+) -> None:
+    """Tries and time are counted without what was held."""
+    call = bulk(policy=RetryPolicy(attempts=attempts), deadline=deadline)
+    now = spent = 0.0
+    counted = 0
+    ambiguous = False
+    for make, held, took in made:
+        now += 1000.0  # in line
+        call.begins(now)
+        if deadline is not None:
+            assert call.end == pytest.approx(now + deadline - spent)
+        call.attempts += 1
+        now += took
+        error = make()
+        ambiguous = ambiguous or error.maybe_accepted
+        if held:
+            call.held(error)
+            continue
+        counted += 1
+        final = call.failed(error, now)
+        spent += took + call.wait
+        if deadline is not None and abs(spent - deadline) < EXACT:
+            return
+        late = deadline is not None and spent > deadline
+        assert (final is not None) is (counted >= attempts or late)
+        if final is not None:
+            assert final.maybe_accepted is ambiguous
+            assert final.attempts == call.attempts
+            return
