@@ -10,7 +10,7 @@ from ._wire import RateLimit
 from .errors import LoopsError, NotTriedError
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # cheaper to make than with slots
 class Receipt:
     """Loops has the event.
 
@@ -32,7 +32,7 @@ class Receipt:
     dry_run: bool = False
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # likewise
 class Outcome:
     """What became of one event of many.
 

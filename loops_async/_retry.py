@@ -98,32 +98,21 @@ class Tried:
         end: Loop time of its deadline, or None.
     """
 
-    __slots__ = (
-        "_call",
-        "_last",
-        "_policy",
-        "_throttled",
-        "_waits",
-        "ambiguous",
-        "attempts",
-        "end",
-        "only_throttled",
-        "wait",
-    )
+    # Defaults, because most calls need no other values.
+    attempts = 0
+    wait = 0.0  # seconds until the next attempt may begin
+    ambiguous = False  # some attempt may have been accepted
+    only_throttled = False  # nothing but 429s can have used the key up
+    _throttled = False
+    _waits: Iterator[float] | None = None
+    _last: LoopsError | None = None
 
     def __init__(
         self, policy: RetryPolicy, call: Call, end: float | None = None
     ) -> None:
         self._policy = policy
         self._call = call
-        self._waits: Iterator[float] | None = None
-        self._last: LoopsError | None = None
         self.end = end
-        self.attempts = 0
-        self.wait = 0.0  # seconds until the next attempt may begin
-        self.ambiguous = False  # some attempt may have been accepted
-        self.only_throttled = False  # nothing but 429s can have used the key up
-        self._throttled = False
 
     def failed(self, error: LoopsError, now: float) -> LoopsError | None:
         """Note how an attempt ended.
@@ -194,13 +183,12 @@ class BulkTried(Tried):
     with Retry-After cost it neither time nor tries.
     """
 
-    __slots__ = ("_began", "_counted", "_left")
+    _counted = 0  # attempts that cost it a try
+    _began = 0.0
 
     def __init__(self, policy: RetryPolicy, call: Call) -> None:
         super().__init__(policy, call)
         self._left = call.deadline
-        self._counted = 0
-        self._began = 0.0
 
     def begins(self, now: float) -> None:
         """Note that the next attempt begins; sets its `end`."""

@@ -39,7 +39,20 @@ def test_every_python_block_of_the_readme_runs(
             return [event.name for event in sandbox.events]
 
     sent = asyncio.run(run_all())
-    assert sent == ["signup", *["testEvent"] * 4, "planUpgraded", "planUpgraded"]
+    assert sent == [
+        "signup",
+        *["testEvent"] * 4,
+        *["planUpgraded"] * 2,
+        *["signup"] * 20,
+        *["planUpgraded"] * 2,
+    ]
+
+
+def test_every_picture_is_there() -> None:
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).is_file(), picture
 
 
 def test_the_check_command_runs_the_readmes_test_command() -> None:

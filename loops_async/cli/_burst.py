@@ -1,4 +1,4 @@
-"""Many sends at once, and a picture of them as the server saw them."""
+"""Many events sent, and a picture of them as the server saw them."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from loops_async import AsyncLoopsClient, Event, Receipt
+from loops_async import AsyncLoopsClient, Event, SendReport
 from loops_async.sandbox import Sandbox, SandboxRequest
 
 from . import _show
@@ -89,14 +89,14 @@ async def burst(
     console: Console,
     *,
     allowed: int,
-) -> list[Receipt]:
-    """Send all the events at once and show how they go out.
+) -> SendReport:
+    """Send all the events and show how they go out.
 
     In a terminal the picture lives; elsewhere each line is printed once,
     when it will not change any more.
     """
     before = sandbox.counts.requests
-    sending = asyncio.gather(*map(loops.send_event, events))
+    sending = asyncio.create_task(loops.send_events(events))
     picture = _Picture(console, len(events))
     try:
         with picture.live or nullcontext():

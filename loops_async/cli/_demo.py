@@ -155,7 +155,7 @@ class _Story:
         self.page.say(f"Requests that reached the server: {sent}.")
 
     async def burst(self) -> None:
-        await self.page.chapter(f"{_BURST} events at once", "at the limit, not over it")
+        await self.page.chapter(f"{_BURST} events", "at the limit, not over it")
         events = [
             Event(
                 "lessonFinished",
@@ -164,18 +164,15 @@ class _Story:
             )
             for number in range(_BURST)
         ]
-        self.page.code("await asyncio.gather(*map(loops.send_event, events))")
+        self.page.code("report = await loops.send_events(events)")
         rest = "after a rest of one period, so that the whole limit is free"
         self.page.line(Text(rest, style="dim"))
         self.page.console.print()
         await asyncio.sleep(self.sandbox.period)
-        receipts = await burst(
+        report = await burst(
             self.loops, self.sandbox, events, self.page.console, allowed=_ALLOWED
         )
-        at_once = sum(receipt.attempts == 1 for receipt in receipts)
-        self.page.say(
-            f"{len(receipts)} accepted, {at_once} of them at the first attempt."
-        )
+        self.page.say(f"{report}.")
 
     async def end(self) -> None:
         await self.page.chapter("What Loops holds now")

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from loops_async import AsyncLoopsClient, Event, RateLimiter, Receipt
+from loops_async import (
+    AsyncLoopsClient,
+    AuthenticationError,
+    Event,
+    RateLimiter,
+    SendReport,
+)
 from loops_async.cli._burst import Seen, burst
 from loops_async.sandbox import Sandbox
 
@@ -53,8 +59,8 @@ def test_more_than_allowed_and_429s_are_shown_as_they_are() -> None:
     assert any(span.style == "bold red" for span in summary.spans)
 
 
-def _burst(console: Console, number: int = 25) -> tuple[Sandbox, list[Receipt]]:
-    async def scene() -> tuple[Sandbox, list[Receipt]]:
+def _burst(console: Console, number: int = 25) -> tuple[Sandbox, SendReport]:
+    async def scene() -> tuple[Sandbox, SendReport]:
         async with (
             Sandbox(period=0.2) as sandbox,
             AsyncLoopsClient(
@@ -76,8 +82,8 @@ def test_elsewhere_than_in_a_terminal_each_line_is_printed_once(
     monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
     file = io.StringIO()
     console = Console(file=file, force_terminal=dumb, width=80, no_color=True)
-    sandbox, receipts = _burst(console)
-    assert len(receipts) == len(sandbox.events) == 25
+    sandbox, report = _burst(console)
+    assert len(report.accepted) == len(sandbox.events) == 25
     *rows, blank, summary = file.getvalue().splitlines()
     assert blank == ""
     assert summary.endswith("429s: 0")
@@ -99,14 +105,15 @@ def test_in_a_terminal_the_picture_is_drawn_again_in_its_place(
     assert "sent 25 of 25" in drawn
 
 
-def test_a_send_that_fails_ends_the_burst_with_its_error() -> None:
-    async def scene() -> None:
+def test_a_refused_key_ends_the_burst_and_is_in_its_report() -> None:
+    async def scene() -> SendReport:
         async with (
             Sandbox(api_key="another") as sandbox,
             AsyncLoopsClient("wrong", base_url=sandbox.url) as loops,
         ):
-            events = [Event("e", email="ada@example.com")] * 3
-            await burst(loops, sandbox, events, Console(quiet=True), allowed=10)
+            events = [Event("e", email="ada@example.com") for _ in range(3)]
+            return await burst(loops, sandbox, events, Console(quiet=True), allowed=10)
 
-    with pytest.raises(Exception, match="401"):
-        asyncio.run(scene())
+    report = asyncio.run(scene())
+    assert isinstance(report.stopped_by, AuthenticationError)
+    assert len(report.not_tried) == 2
