@@ -1,7 +1,6 @@
 """The client: what users call."""
 
 import asyncio
-import re
 import ssl
 import time
 import warnings
@@ -9,7 +8,6 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, M
 from contextlib import aclosing
 from types import EllipsisType, NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, overload
-from urllib.parse import quote, unquote, urlencode
 
 import attrs
 import cattrs
@@ -18,16 +16,15 @@ from . import _settings
 from ._codec import encode, make_converter
 from ._events import Event
 from ._fanout import Events, FanOut
-from ._json import strict_dumps
 from ._lane import Lane
 from ._limiter import RateLimiter
 from ._outcomes import Outcome, Receipt, SendReport
 from ._recipients import recipients
+from ._request import checked_json, request_call
 from ._retry import Attempt, RetryPolicy
 from ._settings import KeySource
 from ._stats import ClientStats, Counts
-from ._values import NOTHING, PropertyValue, Refused
-from ._values import idempotency_key as _read_key
+from ._values import NOTHING, PropertyValue
 from ._wire import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Call, rate_limit
 from .errors import ClientClosedError, ConfigurationError
 
@@ -121,9 +118,7 @@ class AsyncLoopsClient:
             # Takes a while, so not with the package and not in the first send.
             from . import _delivery  # noqa: F401, PLC0415
         self._retry = _settings.checked_type("retry", retry, RetryPolicy)
-        self._on_attempt = _settings.checked_type(
-            "on_attempt", on_attempt, Callable, NoneType
-        )
+        self._on_attempt = _settings.checked_hook("on_attempt", on_attempt)
         self._session = session
         self._connections: dict[str, Any] = {
             "max_connections": _settings.checked_count(
@@ -409,13 +404,8 @@ class AsyncLoopsClient:
             kind = type(events).__name__
             msg = f"events must be an iterable or async iterable of Event, not {kind}"
             raise TypeError(msg)
-        if timeout is not ...:
-            timeout = _settings.checked_seconds("timeout", timeout)
-        if deadline is not ...:
-            deadline = _settings.checked_seconds("deadline", deadline)
-        limit = self._timeout if timeout is ... else timeout
-        most = self._deadline if deadline is ... else deadline
-        _settings.checked_type("on_outcome", on_outcome, Callable, NoneType)
+        limit, most = self._times(timeout, deadline)
+        _settings.checked_hook("on_outcome", on_outcome)
         self._ready(None)
 
         async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
@@ -438,6 +428,19 @@ class AsyncLoopsClient:
             on_outcome=on_outcome,
             patience=_settings.checked_seconds("patience", patience),
             keys=keys,
+        )
+
+    def _times(
+        self, timeout: Seconds, deadline: Seconds
+    ) -> tuple[float | None, float | None]:
+        """Return both as the call or else the client has them."""
+        if timeout is not ...:
+            timeout = _settings.checked_seconds("timeout", timeout)
+        if deadline is not ...:
+            deadline = _settings.checked_seconds("deadline", deadline)
+        return (
+            self._timeout if timeout is ... else timeout,
+            self._deadline if deadline is ... else deadline,
         )
 
     def _prepared(self, event: Event) -> bytes:
@@ -483,45 +486,27 @@ class AsyncLoopsClient:
             ValueError: if an argument cannot be sent.
             LoopsError: any of the tree in `loops_async.errors`.
         """
-        method = method.upper()
-        if method not in _METHODS:
-            msg = f"method must be one of {', '.join(_METHODS)}, not {method!r}"
-            raise ValueError(msg)
-        if not _PATH.fullmatch(path) or {".", ".."} & {*unquote(path).split("/")}:
-            msg = f"path must be like /v1/lists, with the query in params, not {path!r}"
-            raise ValueError(msg)
-        if idempotency_key is not None:
-            idempotency_key = _checked_key(idempotency_key)
-        body = None if json is None else _body("json", json)
-        url = self._base_url + path
-        if params:
-            url += "?" + urlencode(
-                [(k, _query(v)) for k, v in params.items()], quote_via=quote
-            )
-        if self._recipients is not None and method != "GET":
-            # Whoever is named in the query or the body, and at least one.
-            query = _body("params", dict(params or {}))
-            self._recipients.check_body(body or b"{}", idempotency_key, query)
-        if timeout is not ...:
-            timeout = _settings.checked_seconds("timeout", timeout)
-        if deadline is not ...:
-            deadline = _settings.checked_seconds("deadline", deadline)
-        delivery = self._ready(idempotency_key)
-        if self._dry_run:
-            msg = f"a dry_run client sends nothing, so {method} {path} has no answer"
-            raise ConfigurationError(msg)
-        call = Call(
+        limit, most = self._times(timeout, deadline)
+        call = request_call(
+            self._base_url,
             method,
-            url,
-            body,
-            idempotency_key,
-            (json, params),
-            self._timeout if timeout is ... else timeout,
-            self._deadline if deadline is ... else deadline,
-            promised_object=path == API_KEY_PATH,
-            repeatable=idempotency_key is not None or method in _REPEATABLE,
+            path,
+            json=json,
+            params=params or {},
+            idempotency_key=idempotency_key,
+            timeout=limit,
+            deadline=most,
             max_body=_settings.checked_count("max_body", max_body),
         )
+        if self._recipients is not None and call.method != "GET":
+            # Whoever is named in the query or the body, and at least one.
+            query = checked_json("params", dict(params or {}))
+            self._recipients.check_body(call.body or b"{}", call.key, query)
+        delivery = self._ready(call.key)
+        if self._dry_run:
+            what = f"{call.method} {path}"
+            msg = f"a dry_run client sends nothing, so {what} has no answer"
+            raise ConfigurationError(msg)
         delivery = delivery or await self._open()
         answer, _, _ = await delivery.deliver(call)
         try:
@@ -578,7 +563,7 @@ class AsyncLoopsClient:
             self._latest = known
             return known
         for loop in list(self._deliveries):  # other threads do the same
-            if loop.is_closed():
+            if loop.is_closed() or loop is here:
                 gone = self._deliveries.pop(loop, None)
                 if gone is not None:
                     self._past.add(gone.counts)
@@ -601,26 +586,3 @@ class AsyncLoopsClient:
 
 
 _RECENT: Final = 10_000  # idempotency keys a stream remembers
-_METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_REPEATABLE: Final = ("GET", "PUT", "DELETE")
-_PATH: Final = re.compile(r"(?:/[\w.~%@!$&'()*+,;=:-]+)+/?", re.ASCII)
-
-
-def _query(value: str | float) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _body(name: str, given: Any) -> bytes:
-    try:
-        return strict_dumps(given)
-    except (TypeError, ValueError, RecursionError) as unwritable:
-        msg = f"{name}: {unwritable}"
-    raise ValueError(msg)
-
-
-def _checked_key(given: str) -> str:
-    try:
-        return _read_key(given)
-    except Refused as refused:
-        msg = f"idempotency_key: {'; '.join(refused.args)}"
-    raise ValueError(msg)

@@ -2,14 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from inspect import isawaitable
 from typing import TypeAlias
 
-import attrs
-
-from ._events import Event
+from ._cleaning import Cleaner, without_key
 from ._gate import OutageGate
 from ._lane import Lane
 from ._limiter import RateLimiter
@@ -17,12 +15,13 @@ from ._retry import MAX_RETRY_AFTER, Attempt, BulkTried, RetryPolicy, Tried
 from ._settings import KeySource, Secret, checked_key, hidden
 from ._stats import Counts
 from ._transport import Transport
-from ._wire import Answer, Call, masked, plainly_accepted, rate_limit, refusal
+from ._wire import Answer, Call, plainly_accepted, rate_limit, refusal
 from .errors import (
     APIError,
     ClientClosedError,
     ConfigurationError,
     LoopsError,
+    NotTriedError,
     RateLimitError,
     RequestTimeoutError,
 )
@@ -159,6 +158,8 @@ class Delivery:
             self._tell(call, tried, now - sent, status, result, final)
             if final is not None:
                 raise self._counted(final)
+            if lane is not None:
+                lane.paused()
             sent = now
 
     def _failed_in(
@@ -168,25 +169,22 @@ class Delivery:
         assert isinstance(tried, BulkTried)
         asked = (error.retry_after or 0.0) if isinstance(error, APIError) else 0.0
         long = asked if asked > MAX_RETRY_AFTER else 0.0
-        if self.outage and error.retryable:
+        outage = self.outage and error.retryable
+        held = outage or isinstance(error, RateLimitError)
+        if held or long:
             lane.stands(error, long)
-            tried.held(error)
-            tried.wait = 0.0  # the gate has its own pauses
-            return None
-        if isinstance(error, RateLimitError):
-            lane.stands(error, long)
-            tried.held(error)
-            return None
-        if long:
-            lane.stands(error, long)
-        elif lane.standing:
+        elif lane.standing and not error.retryable:
             lane.moves()
-        return tried.failed(error, now)
+        if not held:
+            return tried.failed(error, now)
+        # In an outage the gate has its own pauses.
+        tried.held(error, pause=not outage)
+        return None
 
     def _counted(self, error: LoopsError) -> LoopsError:
         if error.maybe_accepted:
             self.counts.unknown += 1
-        else:
+        elif not isinstance(error, NotTriedError):
             self.counts.failures += 1
         return error
 
@@ -303,7 +301,7 @@ class Delivery:
             else:  # a certificate, or our own haste: no sign of an outage
                 self._gate.left(probe=probe)
             self._give_back(sent=result.maybe_accepted)
-            result.args = (_Cleaner(secret, call.content)(str(result.args[0])),)
+            result.args = (Cleaner(secret, call.content)(str(result.args[0])),)
             return result
         if self._limiter is not None:
             self._limiter.release(answered=True, round_trip=result.round_trip)
@@ -321,7 +319,7 @@ class Delivery:
             promised_object=call.promised_object,
             keyed=call.key is not None,
             only_throttled=tried.only_throttled,
-            clean=_Cleaner(secret, call.content),
+            clean=Cleaner(secret, call.content),
         )
         if error is None:
             return result
@@ -331,7 +329,7 @@ class Delivery:
                 asked = error.retry_after or 0.0
                 # What is not waited for here nobody else has to wait for.
                 self._limiter.throttled(asked if asked <= MAX_RETRY_AFTER else 0.0)
-        return _without(secret, error)
+        return without_key(error, secret)
 
     def _give_back(self, *, sent: bool) -> None:
         if self._limiter is None:
@@ -397,40 +395,3 @@ async def _answer_of(source: KeySource) -> object:
     assert callable(source)
     given = source()
     return hidden(await given if isawaitable(given) else given)
-
-
-@attrs.frozen
-class _Cleaner:
-    """Takes the API key and a call's own values out of what others said."""
-
-    secret: Secret
-    content: object = attrs.field(repr=False)
-
-    def __call__(self, text: str) -> str:
-        return masked(text.replace(self.secret, "***"), _leaves(self.content))
-
-
-def _without(secret: Secret, error: APIError) -> APIError:
-    """Take the API key out of what the error keeps of an answer."""
-    error.body = error.body.replace(secret.encode(), b"***")
-    error.headers = {
-        name: value.replace(secret, "***") for name, value in error.headers.items()
-    }
-    return error
-
-
-def _leaves(content: object) -> Iterator[object]:
-    """Yield the values of an event, or of any JSON."""
-    if isinstance(content, Event):
-        yield content.email
-        yield content.user_id
-        yield from content.event_properties.values()
-        yield from content.contact_properties.values()
-    elif isinstance(content, Mapping):
-        for value in content.values():
-            yield from _leaves(value)
-    elif isinstance(content, list | tuple):
-        for value in content:
-            yield from _leaves(value)
-    else:
-        yield content

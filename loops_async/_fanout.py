@@ -78,7 +78,9 @@ class FanOut:
         self._pulled = 0
         self._taken = 0  # outcomes the consumer has
         self._starting = 0  # workers whose event did not leave yet
+        self._busy = 0  # workers that will take another event when done
         self._workers: set[asyncio.Task[None]] = set()
+        self._all_pulled = False
         self._source_failure: BaseException | None = None
         self._crash: BaseException | None = None  # of ours
         self._news: asyncio.Future[None] | None = None  # the consumer waits
@@ -93,7 +95,11 @@ class FanOut:
         """Run; yield the outcomes as they come in."""
         self._loop = asyncio.get_running_loop()
         self.lane = Lane(
-            self._loop, self._patience, on_sent=self._sent, on_stop=self._stopped
+            self._loop,
+            self._patience,
+            on_sent=self._sent,
+            on_pause=self._start_worker,
+            on_stop=self._stopped,
         )
         self._puller = self._loop.create_task(self._pull())
         self._puller.add_done_callback(self._puller_left)
@@ -106,20 +112,23 @@ class FanOut:
                     yield self._outcomes.popleft()
                 if self._crash is not None:
                     raise self._crash
-                if self._puller.done() and not self._ahead():
+                if self._all_pulled and not self._ahead():
                     break
                 self._news = self._loop.create_future()
                 await self._news
-            if self._source_failure is not None:
-                raise self._source_failure
         except GeneratorExit:
             # What is under way may as well end: cut off, nobody would know.
             self.lane.stop(ClientClosedError("nobody takes the outcomes any more"))
             while self._workers:
                 await asyncio.wait(self._workers)
             raise
+        except BaseException:
+            self.lane.stop(ClientClosedError("the run was cancelled"))
+            raise
         finally:
             await self._end()
+        if self._source_failure is not None:
+            raise self._source_failure
 
     def _ahead(self) -> int:
         return self._pulled - self._taken
@@ -140,14 +149,14 @@ class FanOut:
                 if self._has_enough():
                     await self._until_wanted()
                 if self.lane.stopped_by is not None:
-                    return  # the source did not mind being cancelled
-            return
-        for event in self._source:
-            self._take(event)
-            if not self._pulled % _STOCK:
-                await asyncio.sleep(0)  # let others have the loop
-            if self._has_enough():
-                await self._until_wanted()
+                    break  # the source did not mind being cancelled
+        else:
+            for event in self._source:
+                self._take(event)
+                if not self._pulled % _STOCK:
+                    await asyncio.sleep(0)  # let others have the loop
+                if self._has_enough():
+                    await self._until_wanted()
 
     def _has_enough(self) -> bool:
         return len(self._ready) >= _STOCK or self._ahead() >= LOOK_AHEAD
@@ -168,15 +177,19 @@ class FanOut:
         if not isinstance(event, Event):
             kind = type(event).__name__
             raise TypeError(f"events[{index}] must be an Event, not {kind}")
-        self._pulled += 1
+        body = b""
+        error: LoopsError | None = None
         if self.lane.stopped_by is not None:
-            self._settle(index, event, None, self._not_tried(event))
-            return
-        try:
-            body = self._prepare(event)
-            if not self._keys.agrees(event.idempotency_key, body):
-                raise _reused(event)
-        except LoopsError as error:
+            error = self._not_tried(event)
+        else:
+            try:
+                body = self._prepare(event)
+                if not self._keys.agrees(event.idempotency_key, body):
+                    error = _reused(event)
+            except LoopsError as refused:
+                error = refused
+        self._pulled += 1
+        if error is not None:
             self._settle(index, event, None, error)
             return
         if self._send is None:
@@ -196,12 +209,9 @@ class FanOut:
         So there are as many workers as requests under way or to be tried
         again, and one: rate times latency.
         """
-        if (
-            self._ready
-            and not self._starting
-            and (not self._workers or self._has_room())
-        ):
+        if self._ready and not self._starting and (not self._busy or self._has_room()):
             self._starting += 1
+            self._busy += 1
             worker = self._loop.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._worker_left)
@@ -218,14 +228,20 @@ class FanOut:
             except LoopsError as error:
                 if not error.attempts:
                     self._starting -= 1
-                if _stops(error) and self.lane.stopped_by is None:
-                    _logger.warning("sending stopped: %s", error)
-                    self.lane.stop(error)
-                self._done(entry, None, error)
+                self._failed(entry, error)
             else:
                 self._done(entry, receipt, None)
             self._starting += 1
         self._starting -= 1
+        self._busy -= 1
+
+    def _failed(self, entry: Entry, error: LoopsError) -> None:
+        if _stops(error) and self.lane.stopped_by is None:
+            _logger.warning("sending stopped: %s", error)
+            self.lane.stop(error)
+        if isinstance(error, ClientClosedError) and not error.attempts:
+            error = self._not_tried(entry.event)
+        self._done(entry, None, error)
 
     def _sent(self) -> None:
         self._starting -= 1
@@ -286,6 +302,7 @@ class FanOut:
             failure = puller.exception()
         if self.lane.stopped_by is None:  # else it was cut short by us
             self._source_failure = failure
+        self._all_pulled = True
         self._tell()
 
     def _worker_left(self, worker: asyncio.Task[None]) -> None:

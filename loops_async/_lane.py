@@ -19,6 +19,7 @@ class Lane:
         patience: Seconds it may stand still, with nothing but outage and
             429s, before it is stopped; None is no end.
         on_sent: Called when the first request for an event goes out.
+        on_pause: Called when an event has to be tried again later.
         on_stop: Called once, when it stops.
 
     Attributes:
@@ -34,11 +35,13 @@ class Lane:
         patience: float | None,
         *,
         on_sent: Callable[[], None],
+        on_pause: Callable[[], None],
         on_stop: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._patience = patience
         self.sent = on_sent
+        self.paused = on_pause
         self._on_stop = on_stop
         self._timer: asyncio.TimerHandle | None = None
         self._last: LoopsError | None = None
@@ -58,8 +61,9 @@ class Lane:
 
     def moves(self) -> None:
         """Note an answer that shows Loops to take events."""
-        self.standing = False
-        self.close()
+        if self.held_until <= self._loop.time():
+            self.standing = False
+            self.close()
 
     def stop(self, error: LoopsError) -> None:
         """Send nothing more; what is under way ends as it may."""

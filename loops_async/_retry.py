@@ -196,9 +196,15 @@ class BulkTried(Tried):
         if self._left is not None:
             self.end = now + self._left
 
-    def held(self, error: LoopsError) -> None:
-        """Note a 429, or an attempt that ended in an outage."""
-        self._note(error)
+    def held(self, error: LoopsError, *, pause: bool = True) -> None:
+        """Note a 429, or an attempt that ended in an outage.
+
+        Args:
+            error: How it ended.
+            pause: Whether to wait before the next even if not asked to.
+        """
+        asked = self._note(error)
+        self._wait_as_asked(asked, self.wait if pause else 0.0)
 
     def failed(self, error: LoopsError, now: float) -> LoopsError | None:
         """Note how an attempt ended otherwise; see `Tried.failed`."""
@@ -208,12 +214,16 @@ class BulkTried(Tried):
         if self._left is not None:
             self._left -= now - self._began + self.wait
             late = self._left <= 0
-        if asked is not None and asked <= MAX_RETRY_AFTER:
-            self.wait = max(self.wait, asked)
+        self._wait_as_asked(asked, self.wait)
         if self._is_final(error, self._counted):
             cut_short = isinstance(error, RequestTimeoutError) and late
             return self.deadline_passed() if cut_short else self.complete(error)
         return self.deadline_passed() if late else None
+
+    def _wait_as_asked(self, asked: float | None, at_least: float) -> None:
+        if asked is None or asked > MAX_RETRY_AFTER:  # then the whole run waits
+            asked = 0.0
+        self.wait = max(asked, at_least)
 
     def stopped(self, by: LoopsError) -> LoopsError:
         """Return the error for a run that was stopped meanwhile."""

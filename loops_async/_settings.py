@@ -1,5 +1,6 @@
 """What a client is told: the key, the address, the proxy, the times, the limit."""
 
+import inspect
 import ipaddress
 import math
 import os
@@ -168,6 +169,14 @@ def checked_type(name: str, given: _T, *kinds: Any) -> _T:
         msg = f"{name} must be {expected}, not {given!r}"
         raise ConfigurationError(msg)
     return given
+
+
+def checked_hook(name: str, given: Any) -> Any:
+    """Return it, if it can be called in the middle of sending, or is None."""
+    if inspect.iscoroutinefunction(given):
+        msg = f"{name} must be a plain function: nothing is sent while it runs"
+        raise ConfigurationError(msg)
+    return checked_type(name, given, Callable, NoneType)
 
 
 def limiter_for(

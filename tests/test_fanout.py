@@ -27,6 +27,7 @@ from loops_async import (
     BadRequestError,
     ClientClosedError,
     ConfigurationError,
+    DeadlineExceededError,
     Event,
     InvalidEventError,
     LoopsError,
@@ -548,6 +549,25 @@ def test_no_more_than_there_is_room_for_wait_for_it() -> None:
         assert sends.most_under_way == 5
         assert sends.most_callers <= 6
         assert now() == 20.0
+
+    virtual.run(main())
+
+
+def test_an_event_that_ends_before_it_leaves_holds_up_no_other() -> None:
+    """Such as one whose deadline passed while the key was asked for."""
+
+    async def main() -> None:
+        async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
+            if event.user_id == "u0":
+                await asyncio.sleep(3)
+                raise DeadlineExceededError("no time left")
+            return await sends(event, body, lane)
+
+        sends = Sends()
+        found = await collect(make(events_for_all(10), send))
+        assert [outcome.ok for outcome in found].count(True) == 9
+        assert sends.most_under_way == 9
+        assert now() == 4.0
 
     virtual.run(main())
 

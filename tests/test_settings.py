@@ -446,3 +446,16 @@ def test_a_rate_is_kept_exactly_and_never_in_a_shorter_time_than_a_second(
     assert limiter.limit / limiter.period == pytest.approx(rate)
     assert limiter.period >= 1
     assert limiter.limit < rate + 1
+
+
+@pytest.mark.parametrize("name", ["on_attempt", "on_outcome"])
+def test_a_hook_that_would_have_to_be_awaited_is_refused(name: str) -> None:
+    """It would never be: a coroutine that is made and dropped."""
+
+    async def hook(_: object) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=f"{name} must be a plain function"):
+        if name == "on_attempt":
+            AsyncLoopsClient("key", on_attempt=hook)
+        else:
+            AsyncLoopsClient("key").stream_events([], on_outcome=hook)

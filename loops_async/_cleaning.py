@@ -1,0 +1,47 @@
+"""What others said, without what nobody must see."""
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+
+from ._events import Event
+from ._settings import Secret
+from ._wire import masked
+from .errors import APIError
+
+
+@attrs.frozen
+class Cleaner:
+    """Takes the API key and a call's own values out of what others said."""
+
+    secret: Secret
+    content: object = attrs.field(repr=False)
+
+    def __call__(self, text: str) -> str:
+        return masked(text.replace(self.secret, "***"), _leaves(self.content))
+
+
+def without_key(error: APIError, secret: Secret) -> APIError:
+    """Take the API key out of what the error keeps of an answer."""
+    error.body = error.body.replace(secret.encode(), b"***")
+    error.headers = {
+        name: value.replace(secret, "***") for name, value in error.headers.items()
+    }
+    return error
+
+
+def _leaves(content: object) -> Iterator[object]:
+    """Yield the values of an event, or of any JSON."""
+    if isinstance(content, Event):
+        yield content.email
+        yield content.user_id
+        yield from content.event_properties.values()
+        yield from content.contact_properties.values()
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from _leaves(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _leaves(value)
+    else:
+        yield content
