@@ -101,7 +101,7 @@ class FanOut:
             on_pause=self._start_worker,
             on_stop=self._stopped,
         )
-        self._puller = self._loop.create_task(self._pull())
+        self._puller = asyncio.Task(self._pull(), loop=self._loop)
         self._puller.add_done_callback(self._puller_left)
         try:
             while True:
@@ -212,7 +212,8 @@ class FanOut:
         if self._ready and not self._starting and (not self._busy or self._has_room()):
             self._starting += 1
             self._busy += 1
-            worker = self._loop.create_task(self._work())
+            # Never eagerly, or each would start the next before it has sent.
+            worker = asyncio.Task(self._work(), loop=self._loop)
             self._workers.add(worker)
             worker.add_done_callback(self._worker_left)
 

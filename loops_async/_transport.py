@@ -33,8 +33,10 @@ CONNECT_TIMEOUT: Final = 10.0
 
 
 # For the rest see Transport._watch: `total` would cost more, and round up to
-# whole seconds from 5 s on, as `connect` would without the threshold.
-_TIMEOUT: Final = aiohttp.ClientTimeout(
+# whole seconds from 5 s on, as `connect` would without the threshold. Even so it
+# costs each request something, so our own connector sees to that itself.
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=None)
+_BORROWED_TIMEOUT: Final = aiohttp.ClientTimeout(
     total=None, connect=CONNECT_TIMEOUT, ceil_threshold=math.inf
 )
 
@@ -108,7 +110,7 @@ class Transport:
                 "raise_for_status": False,
                 "read_bufsize": MAX_BODY,
                 "ssl": ssl_context or True,
-                "timeout": _TIMEOUT,
+                "timeout": _BORROWED_TIMEOUT,
             }
         self.max_connections = max_connections
         self._session = session
@@ -345,7 +347,8 @@ class _Connector(aiohttp.TCPConnector):
     async def _create_connection(self, *args: Any) -> Any:
         task = asyncio.current_task()
         self.connections[task] = "none"
-        protocol = await super()._create_connection(*args)
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            protocol = await super()._create_connection(*args)
         self.connections[task] = "new"
         return protocol
 

@@ -814,3 +814,19 @@ def test_a_stop_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
         run(main())
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("sending stopped: Loops answered 401")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+def test_tasks_that_start_eagerly_do_not_start_each_other_without_end() -> None:
+    async def main() -> SendReport:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        async with (
+            Sandbox(rate_limit=None) as sandbox,
+            AsyncLoopsClient(
+                sandbox.api_key, base_url=sandbox.url, rate_limit=math.inf
+            ) as loops,
+        ):
+            events = [Event("e", email=f"{n}@example.com") for n in range(500)]
+            return await loops.send_events(events)
+
+    assert len(asyncio.run(main()).accepted) == 500

@@ -454,8 +454,10 @@ def test_a_hook_that_would_have_to_be_awaited_is_refused(name: str) -> None:
 
     async def hook(_: object) -> None: ...
 
-    with pytest.raises(ConfigurationError, match=f"{name} must be a plain function"):
+    def use() -> object:
         if name == "on_attempt":
-            AsyncLoopsClient("key", on_attempt=hook)
-        else:
-            AsyncLoopsClient("key").stream_events([], on_outcome=hook)
+            return AsyncLoopsClient("key", on_attempt=hook)
+        return AsyncLoopsClient("key").stream_events([], on_outcome=hook)
+
+    with pytest.raises(ConfigurationError, match=f"{name} must be a plain function"):
+        use()

@@ -5,7 +5,6 @@ import base64
 import contextlib
 import gc
 import inspect
-import math
 import os
 import pickle
 import ssl
@@ -260,9 +259,8 @@ def test_a_connection_that_is_not_made_in_time_left_nothing() -> None:
 
 def test_connecting_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seconds of the time-out; shortened here."""
-    assert _transport._TIMEOUT.connect == _transport.CONNECT_TIMEOUT == 10
-    quick = aiohttp.ClientTimeout(total=None, connect=0.3, ceil_threshold=math.inf)
-    monkeypatch.setattr(_transport, "_TIMEOUT", quick)
+    assert _transport._BORROWED_TIMEOUT.connect == _transport.CONNECT_TIMEOUT == 10
+    monkeypatch.setattr(_transport, "CONNECT_TIMEOUT", 0.3)
 
     async def main() -> LoopsError | None:
         async with Server(hangs) as server:
