@@ -23,7 +23,7 @@ from .answering import answering, pin
 from .table import Row, promise, show
 
 EVENTS, STEP, FIRST = 1_000_000, 100_000, 10_000
-TURNS, EVENTS_A_TURN, IN_FLIGHT = 8, 3000, 50
+TURNS, EVENTS_A_TURN, IN_FLIGHT = 6, 1500, 50
 MOST_GROWTH, SPAN = 3.0, 300_000  # MB in how many events, after the first STEP
 MOST_DEARER = 1.10
 

@@ -13,6 +13,7 @@ from ._lane import Lane
 from ._limiter import RateLimiter
 from ._retry import MAX_RETRY_AFTER, Attempt, BulkTried, RetryPolicy, Tried
 from ._settings import KeySource, Secret, checked_key, hidden
+from ._slots import Slots
 from ._stats import Counts
 from ._transport import Transport
 from ._wire import Answer, Call, plainly_accepted, rate_limit, refusal
@@ -54,9 +55,9 @@ class Delivery:
         self._gate = OutageGate()
         self.counts = Counts()
         # Requests wait here, not in the pool, where they would eat time-outs.
-        self._slots: asyncio.Semaphore | None = None
+        self._slots: Slots | None = None
         if limiter is None or limiter.limit > transport.max_connections:
-            self._slots = asyncio.Semaphore(transport.max_connections)
+            self._slots = Slots(transport.max_connections)
         self._waiting: set[asyncio.Timeout] = set()
         self._closing = False
 
@@ -80,7 +81,7 @@ class Delivery:
 
     def has_room(self) -> bool:
         """Whether one more request could be under way."""
-        return self._slots is None or not self._slots.locked()
+        return self._slots is None or self._slots.free > 0
 
     async def deliver(self, call: Call, lane: Lane | None = None) -> Delivered:
         """Make the call; waits for the gate, a permit, a slot and the answer.
@@ -107,8 +108,6 @@ class Delivery:
             ):
                 probe = await self._admitted(tried, lane)
                 sent = self._loop.time()
-            elif self._slots is not None:
-                await self._slots.acquire()
             if lane is not None:
                 assert isinstance(tried, BulkTried)
                 tried.begins(sent)
@@ -136,7 +135,7 @@ class Delivery:
                 raise
             finally:
                 if self._slots is not None:
-                    self._slots.release()
+                    self._slots.give()
             now = self._loop.time()
             # Under the one name, so that no local keeps what was not cleaned.
             result = self._judged(call, tried, result, secret, probe, hurried)
@@ -189,13 +188,14 @@ class Delivery:
         return error
 
     def _goes_at_once(self, bulk: bool) -> bool:
-        """Take a permit if nothing at all has to be waited for."""
-        return (
-            self._gate.is_open
-            and not self._closing
-            and (self._slots is None or not self._slots.locked())
-            and (self._limiter is None or self._limiter.try_acquire(bulk=bulk))
-        )
+        """Take a permit and a slot if nothing at all has to be waited for."""
+        if not self._gate.is_open or self._closing or not self.has_room():
+            return False
+        if self._limiter is not None and not self._limiter.try_acquire(bulk=bulk):
+            return False
+        if self._slots is not None:
+            self._slots.free -= 1
+        return True
 
     async def _admitted(self, tried: Tried, lane: Lane | None) -> int:
         """Wait until the next attempt may go out.
@@ -263,7 +263,7 @@ class Delivery:
                     await self._limiter.acquire(bulk=lane is not None)
                 try:
                     if self._slots is not None:
-                        await self._slots.acquire()
+                        await self._slots.take()
                 except BaseException:
                     self._give_back(sent=False)
                     raise
@@ -282,7 +282,7 @@ class Delivery:
         self._gate.left(probe=probe)
         self._give_back(sent=False)
         if self._slots is not None:
-            self._slots.release()
+            self._slots.give()
 
     def _judged(
         self,

@@ -148,8 +148,6 @@ class FanOut:
                 self._take(event)
                 if self._has_enough():
                     await self._until_wanted()
-                if self.lane.stopped_by is not None:
-                    break  # the source did not mind being cancelled
         else:
             for event in self._source:
                 self._take(event)
@@ -177,17 +175,18 @@ class FanOut:
         if not isinstance(event, Event):
             kind = type(event).__name__
             raise TypeError(f"events[{index}] must be an Event, not {kind}")
+        if self.lane.stopped_by is not None:
+            self._pulled += 1
+            self._settle(index, event, None, self._not_tried(event))
+            raise asyncio.CancelledError  # the source did not mind that it was
         body = b""
         error: LoopsError | None = None
-        if self.lane.stopped_by is not None:
-            error = self._not_tried(event)
-        else:
-            try:
-                body = self._prepare(event)
-                if not self._keys.agrees(event.idempotency_key, body):
-                    error = _reused(event)
-            except LoopsError as refused:
-                error = refused
+        try:
+            body = self._prepare(event)
+            if not self._keys.agrees(event.idempotency_key, body):
+                error = _reused(event)
+        except LoopsError as refused:
+            error = refused
         self._pulled += 1
         if error is not None:
             self._settle(index, event, None, error)

@@ -1125,7 +1125,7 @@ def test_every_way_a_send_can_end_gives_its_permit_and_slot_back() -> None:
             assert loops._latest is not None
             slots = loops._latest._slots
             assert slots is not None
-            assert slots._value == 4
+            assert slots.free == 4
             assert loops._latest.transport._under_way == {}
 
     run(main())
