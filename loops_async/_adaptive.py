@@ -12,6 +12,7 @@ _AGE: Final = 60.0  # seconds after which a fastest round trip may be forgotten
 # sliding, fixed and bucket windows. That permits are whole matters: while those
 # of all processes add up to the limit nobody is refused, whatever the latencies.
 _SPREAD: Final = 0.4  # of a period, over which the permits are given out at least
+_IDLE: Final = 0.6  # seconds after the last of them, at most
 _FEWEST: Final = 0.05  # permits a period
 _DECREASE: Final = 0.8  # on a 429, at most once a period
 _QUIET: Final = 4  # periods after a 429 without any increase
@@ -75,6 +76,7 @@ class Capacity:
         self.usable = limit
         self._level = float(limit)
         self._refused: deque[float] = deque()  # times, of the last period
+        self._last_refused = -math.inf
         self._decreased = -math.inf  # when it last was
         self._least: float = math.inf  # that was left, in the span now watched
         self._since = -math.inf  # when the span began
@@ -94,6 +96,7 @@ class Capacity:
         while self._refused and self._refused[0] <= now - self._period:
             self._refused.popleft()
         self._refused.append(now)
+        self._last_refused = now
         level = self._level
         if self.reduced and now - self._decreased > self._period:
             level *= _DECREASE
@@ -105,7 +108,9 @@ class Capacity:
 
     def spacing(self) -> float:
         """Return the seconds between two grants that are not to be a burst."""
-        part = _SPREAD if self._level >= 1.0 else 1.0
+        part = 1.0
+        if self._level >= 1.0:  # of a long period, all but a little
+            part = max(_SPREAD, 1 - _IDLE / self._period)
         return part * self._period / min(self._level, self.usable)
 
     def told(self, remaining: int | None, now: float) -> None:
@@ -122,7 +127,7 @@ class Capacity:
         level = self._level
         if self._least < _NOTHING * self._limit:
             level -= _YIELD * level * level / self._limit
-        elif now - self._refused[-1] >= _QUIET * self._period:
+        elif now - self._last_refused >= _QUIET * self._period:
             if self._least == math.inf:
                 level += _BLIND * self._limit
             else:

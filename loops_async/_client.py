@@ -100,6 +100,7 @@ class AsyncLoopsClient:
         self._deliveries: dict[asyncio.AbstractEventLoop, Delivery] = {}
         self._latest: Delivery | None = None
         self._past = Counts()  # of event loops that are closed
+        self._lanes: set[Lane] = set()  # of the runs
         self._closed = False
         key = _settings.hidden(api_key)
         del api_key  # should anything below raise, no local here shows it
@@ -329,11 +330,14 @@ class AsyncLoopsClient:
 
         Returns:
             The outcomes in input order. That one event fails raises nothing.
-            What would refuse every event (401, a 404 or 405, the client
-            closed) or an outage longer than the patience ends the run: see
-            `SendReport.stopped_by`.
+            What would refuse every event (401, 404 and 405, a redirect, a
+            certificate that is refused, a callable key that raises, the
+            client closed) or an outage longer than the patience ends the run:
+            see `SendReport.stopped_by`.
 
         Raises:
+            ClientClosedError: if the client is closed already.
+            ConfigurationError: if an argument is out of range.
             TypeError: if an item is no Event. Like whatever else reading
                 ``events`` raises, only after all that was read is sent; the
                 report then is a note of the exception.
@@ -372,8 +376,9 @@ class AsyncLoopsClient:
         events share is noticed if they are less than 10,000 events apart.
         A run that is stopped ends early, after outcomes that are not ok.
 
-        Leaving the loop early ends the run: what is under way ends, nothing
-        more is read or sent. `contextlib.aclosing` waits for that.
+        Leaving the loop early ends the run as soon as the stream is closed,
+        which dropping it does: what is under way ends, nothing more is read
+        or sent. `contextlib.aclosing` closes it and waits for that.
 
         Args:
             events: As in `send_events`, like the others.
@@ -425,6 +430,7 @@ class AsyncLoopsClient:
             prepare=self._prepared,
             send=None if self._dry_run else send,
             has_room=has_room,
+            lanes=self._lanes,
             on_outcome=on_outcome,
             patience=_settings.checked_seconds("patience", patience),
             keys=keys,
@@ -539,7 +545,11 @@ class AsyncLoopsClient:
             grace: Seconds to wait for what is under way.
         """
         self._closed = True
-        delivery = self._deliveries.get(asyncio.get_running_loop())
+        here = asyncio.get_running_loop()
+        for lane in list(self._lanes):
+            if lane.loop is here:
+                lane.stop(ClientClosedError("the client is closed"))
+        delivery = self._deliveries.get(here)
         if delivery is not None:
             await delivery.close(grace)
 

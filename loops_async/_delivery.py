@@ -122,8 +122,13 @@ class Delivery:
                 if end is not None and hurried:
                     limit = max(end - sent, 0.001)
                 tried.attempts += 1
-                if lane is not None and tried.attempts == 1:
-                    lane.sent()
+                if lane is not None:
+                    if tried.attempts == 1:
+                        # Of many, an event's first has all the time it can have.
+                        hurried = False
+                        lane.sent(call.key)
+                    else:
+                        lane.resumed()
                 sending = True
                 self.counts.requests += 1
                 result: Answer | LoopsError = await self.transport.exchange(
@@ -152,7 +157,7 @@ class Delivery:
             if lane is None:
                 final = tried.failed(result, now)
             else:
-                final = self._failed_in(lane, tried, result, now)
+                final = self._failed_in(lane, tried, result, now, call.key)
             status = result.status if isinstance(result, APIError) else None
             self._tell(call, tried, now - sent, status, result, final)
             if final is not None:
@@ -162,16 +167,21 @@ class Delivery:
             sent = now
 
     def _failed_in(
-        self, lane: Lane, tried: Tried, error: LoopsError, now: float
+        self, lane: Lane, tried: Tried, error: LoopsError, now: float, key: str | None
     ) -> LoopsError | None:
         """Note a failed attempt of a bulk run; return the error if it is final."""
         assert isinstance(tried, BulkTried)
-        asked = (error.retry_after or 0.0) if isinstance(error, APIError) else 0.0
-        long = asked if asked > MAX_RETRY_AFTER else 0.0
         outage = self.outage and error.retryable
         held = outage or isinstance(error, RateLimitError)
+        asked = (error.retry_after or 0.0) if isinstance(error, APIError) else 0.0
+        long = asked > MAX_RETRY_AFTER and error.retryable
+        if held and lane.impatient:
+            lane.moves()
+            return tried.complete(error)
         if held or long:
-            lane.stands(error, long)
+            # The limiter, if there is one, sees to what all can wait for.
+            run_waits = long or (self._limiter is None and not outage)
+            lane.stands(error, asked if run_waits else 0.0, key)
         elif lane.standing and not error.retryable:
             lane.moves()
         if not held:
@@ -257,6 +267,8 @@ class Delivery:
         while True:
             if lane is not None:
                 await asyncio.sleep(lane.held_until - self._loop.time())
+                if self.outage and not lane.standing:
+                    lane.stands(None)
             probe = await self._gate.enter()
             try:
                 if self._limiter is not None:
@@ -296,7 +308,7 @@ class Delivery:
         """Give back what the attempt took, and judge how it ended."""
         if isinstance(result, LoopsError):
             hurried = hurried and isinstance(result, RequestTimeoutError)
-            if result.retryable and not hurried:
+            if result.retryable and (probe or not hurried):
                 self._gate.failed(probe=probe)
             else:  # a certificate, or our own haste: no sign of an outage
                 self._gate.left(probe=probe)

@@ -26,6 +26,8 @@ from .errors import (
     AuthenticationError,
     ClientClosedError,
     ConfigurationError,
+    ConnectFailedError,
+    ConnectionLostError,
     InvalidEventError,
     LoopsError,
     NotTriedError,
@@ -48,6 +50,7 @@ class FanOut:
         prepare: Checks an event and gives its bytes; raises a LoopsError.
         send: Sends one event; None sends nothing, for a dry run.
         has_room: Whether one more request could be under way.
+        lanes: Of all runs of the client, while they run.
         on_outcome: Told each outcome; it changes none.
         patience: Seconds without any progress, after which the run ends.
         keys: How many idempotency keys to remember; None is all.
@@ -60,6 +63,7 @@ class FanOut:
         prepare: Callable[[Event], bytes],
         send: Send | None,
         has_room: Callable[[], bool],
+        lanes: set[Lane],
         on_outcome: Callable[[Outcome], object] | None,
         patience: float | None,
         keys: int | None,
@@ -68,6 +72,7 @@ class FanOut:
         self._prepare = prepare
         self._send = send
         self._has_room = has_room
+        self._lanes = lanes
         self._on_outcome = on_outcome
         self._patience = patience
         self._order = ContactOrder()
@@ -79,6 +84,8 @@ class FanOut:
         self._taken = 0  # outcomes the consumer has
         self._starting = 0  # workers whose event did not leave yet
         self._busy = 0  # workers that will take another event when done
+        self._pausing = 0  # of these, with an event to be tried again later
+        self._left: set[str | None] = set()  # keys of the events that did
         self._workers: set[asyncio.Task[None]] = set()
         self._all_pulled = False
         self._source_failure: BaseException | None = None
@@ -98,9 +105,11 @@ class FanOut:
             self._loop,
             self._patience,
             on_sent=self._sent,
-            on_pause=self._start_worker,
+            on_pause=self._paused,
+            on_resume=self._resumed,
             on_stop=self._stopped,
         )
+        self._lanes.add(self.lane)
         self._puller = asyncio.Task(self._pull(), loop=self._loop)
         self._puller.add_done_callback(self._puller_left)
         try:
@@ -134,11 +143,13 @@ class FanOut:
         return self._pulled - self._taken
 
     async def _end(self) -> None:
-        self.lane.close()
+        self.lane.disarm()
+        self._lanes.discard(self.lane)
         tasks = [self._puller, *self._workers]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._source = ()  # so that a generator made for this is closed at once
 
     # The way of an event, from here on.
 
@@ -206,9 +217,17 @@ class FanOut:
         """See to it that somebody waits to send what is ready, and not more.
 
         So there are as many workers as requests under way or to be tried
-        again, and one: rate times latency.
+        again, and one: rate times latency. That one is not needed where the
+        connections are the limit: who ends takes the next. Unless there may
+        be nobody who ends, or somebody else to take the connection.
         """
-        if self._ready and not self._starting and (not self._busy or self._has_room()):
+        if (
+            self._ready
+            and not self._starting
+            and (
+                self._pausing >= self._busy or len(self._lanes) > 1 or self._has_room()
+            )
+        ):
             self._starting += 1
             self._busy += 1
             # Never eagerly, or each would start the next before it has sent.
@@ -229,27 +248,58 @@ class FanOut:
                 if not error.attempts:
                     self._starting -= 1
                 self._failed(entry, error)
+            except asyncio.CancelledError:
+                error = self._cut_off(entry)
+                if not error.attempts:
+                    self._starting -= 1
+                self._busy -= 1
+                self._done(entry, None, error)
+                self._start_worker()
+                raise
             else:
                 self._done(entry, receipt, None)
+            if self._starting:  # somebody waits already
+                self._busy -= 1
+                return
             self._starting += 1
         self._starting -= 1
         self._busy -= 1
 
     def _failed(self, entry: Entry, error: LoopsError) -> None:
         if _stops(error) and self.lane.stopped_by is None:
-            _logger.warning("sending stopped: %s", error)
+            if not isinstance(error, ClientClosedError):
+                _logger.warning("sending stopped: %s", error)
             self.lane.stop(error)
         if isinstance(error, ClientClosedError) and not error.attempts:
             error = self._not_tried(entry.event)
         self._done(entry, None, error)
 
-    def _sent(self) -> None:
+    def _sent(self, key: str | None = None) -> None:
+        self._left.add(key)
         self._starting -= 1
         self._start_worker()
+
+    def _paused(self) -> None:
+        self._pausing += 1
+        self._start_worker()
+
+    def _resumed(self) -> None:
+        self._pausing -= 1
+
+    def _cut_off(self, entry: Entry) -> LoopsError:
+        """Return the error for an event whose run was cancelled around it."""
+        if entry.event.idempotency_key not in self._left:
+            return self._not_tried(entry.event)
+        text = "the run was cancelled before the answer came"
+        error = ConnectionLostError(text, retryable=True, maybe_accepted=True)
+        error.idempotency_key = entry.event.idempotency_key
+        error.attempts = 1  # at least
+        return error
 
     def _done(
         self, entry: Entry, receipt: Receipt | None, error: LoopsError | None
     ) -> None:
+        self._left.discard(entry.event.idempotency_key)
         free = self._order.done(entry)
         if free and self.lane.stopped_by is None:
             self._ready.extend(free)
@@ -307,9 +357,7 @@ class FanOut:
 
     def _worker_left(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
-        if worker.cancelled():
-            self._crash = asyncio.CancelledError("a send was cancelled")
-        else:
+        if not worker.cancelled():  # else its event has its outcome
             self._crash = self._crash or worker.exception()
         if self._crash is not None:
             self._tell()
@@ -328,7 +376,10 @@ def _reused(event: Event) -> InvalidEventError:
 def _stops(error: LoopsError) -> bool:
     """Tell whether every other event would end like this one."""
     if isinstance(error, APIError):
-        return isinstance(error, AuthenticationError) or error.status in (404, 405)
+        wrong_address = error.status in (404, 405) or 300 <= error.status < 400
+        return wrong_address or isinstance(error, AuthenticationError)
+    if isinstance(error, ConnectFailedError):
+        return not error.retryable  # a certificate that is refused
     return isinstance(error, ClientClosedError | ConfigurationError)
 
 

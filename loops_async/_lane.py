@@ -15,18 +15,25 @@ class Lane:
     """One bulk run, as far as its sends have to know of it.
 
     Args:
-        loop: The running one.
+        loop: The running one; an attribute, too.
         patience: Seconds it may stand still, with nothing but outage and
             429s, before it is stopped; None is no end.
-        on_sent: Called when the first request for an event goes out.
-        on_pause: Called when an event has to be tried again later.
+        on_sent: See `sent`.
+        on_pause: See `paused`.
+        on_resume: See `resumed`.
         on_stop: Called once, when it stops.
 
     Attributes:
+        sent: To be called, with its key, when the first request for an event
+            goes out.
+        paused: To be called when an event has to be tried again later.
+        resumed: To be called when it is.
         stopped_by: Why nothing more is to be sent, or None.
         held_until: Loop time until which nothing is to be sent.
         waiting: Cut short when it stops.
         standing: Whether it has stood still since something.
+        impatient: Whether it has for as long as it may, because of one event
+            alone: that event is to be given up, and not the run.
     """
 
     def __init__(
@@ -34,36 +41,51 @@ class Lane:
         loop: asyncio.AbstractEventLoop,
         patience: float | None,
         *,
-        on_sent: Callable[[], None],
+        on_sent: Callable[[str | None], None],
         on_pause: Callable[[], None],
+        on_resume: Callable[[], None],
         on_stop: Callable[[], None],
     ) -> None:
-        self._loop = loop
+        self.loop = loop
         self._patience = patience
         self.sent = on_sent
         self.paused = on_pause
+        self.resumed = on_resume
         self._on_stop = on_stop
         self._timer: asyncio.TimerHandle | None = None
         self._last: LoopsError | None = None
+        self._failing: set[str | None] = set()  # keys, while it stands still
         self.waiting: set[asyncio.Timeout] = set()
         self.stopped_by: LoopsError | None = None
         self.held_until = -math.inf
         self.standing = False
+        self.impatient = False
 
-    def stands(self, error: LoopsError, asked: float = 0.0) -> None:
-        """Note an outage or a 429; nothing goes out while the server asks so."""
-        self._last = error
-        self.held_until = max(self.held_until, self._loop.time() + asked)
+    def stands(
+        self, error: LoopsError | None, asked: float = 0.0, key: str | None = None
+    ) -> None:
+        """Note an outage or a 429.
+
+        Args:
+            error: What showed it, if it was met by this run.
+            asked: Seconds for which the server wants nothing.
+            key: Of the event that met it.
+        """
+        if error is not None:
+            self._last = error
+            self._failing.add(key)
+        self.held_until = max(self.held_until, self.loop.time() + asked)
         if not self.standing:
             self.standing = True
             if self._patience is not None:
-                self._timer = self._loop.call_later(self._patience, self._lose_patience)
+                self._timer = self.loop.call_later(self._patience, self._lose_patience)
 
     def moves(self) -> None:
         """Note an answer that shows Loops to take events."""
-        if self.held_until <= self._loop.time():
-            self.standing = False
-            self.close()
+        if self.held_until <= self.loop.time():
+            self.standing = self.impatient = False
+            self._failing.clear()
+            self.disarm()
 
     def stop(self, error: LoopsError) -> None:
         """Send nothing more; what is under way ends as it may."""
@@ -71,20 +93,26 @@ class Lane:
             return
         self.stopped_by = error
         self.held_until = math.inf
-        self.close()
+        self.disarm()
         for scope in self.waiting:
             with suppress(RuntimeError):  # it is expiring by itself
-                scope.reschedule(self._loop.time())
+                scope.reschedule(self.loop.time())
         self._on_stop()
 
-    def close(self) -> None:
-        """Stop watching the time."""
+    def disarm(self) -> None:
+        """Watch the time no more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _lose_patience(self) -> None:
-        assert self._last is not None
-        text = f"nothing was taken for {self._patience:g} s; the last: {self._last}"
+        self._timer = None
+        if len(self._failing) == 1 and self.held_until <= self.loop.time():
+            # Who knows whether it is Loops, or this event that Loops cannot take.
+            self.impatient = True
+            return
+        text = f"nothing was taken for {self._patience:g} s"
+        if self._last is not None:
+            text += f"; the last: {self._last}"
         _logger.warning("sending stopped: %s", text)
         self.stop(DeadlineExceededError(text, retryable=True))

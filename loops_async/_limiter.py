@@ -25,6 +25,7 @@ from ._adaptive import Capacity, Credit
 from .errors import ConfigurationError
 
 _BULK_SHARE: Final = 10  # while both classes wait, bulk gets every tenth permit
+_HOLD: Final = 0.5  # of a period, for which a 429 holds everybody at least
 _CATCH_UP: Final = 0.005  # seconds by which a grant may be late and lose nothing
 _SOONEST: Final = 0.001  # seconds; a shorter timer would spin on a coarse clock
 
@@ -230,7 +231,7 @@ class RateLimiter:
             self._adapt()
             # Processes refused together must not come back together.
             apart = self._chance() * self.period / self._capacity.usable
-            self.hold(max(asked, self.period / 2) + apart)
+            self.hold(max(asked, _HOLD * self.period) + apart)
 
     def told(self, remaining: int | None) -> None:
         """Note what an answer says is left in the server's window, if `slowed`."""

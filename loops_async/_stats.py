@@ -29,7 +29,8 @@ class ClientStats:
         limited: Answers that were a 429.
         accepted: Calls that Loops took.
         duplicates: Calls that Loops had taken before (409).
-        failures: Calls that ended in an error, and Loops did not take.
+        failures: Calls that Loops did not take, refused before the network
+            not counted.
         unknown: Calls that ended in an error, and nobody knows.
         in_flight: Requests under way.
         waiting: Calls that wait for a permit, the end of an outage, or their

@@ -135,7 +135,7 @@ class Sends:
             if plan.end in AT_ONCE:
                 self.stops += 1
                 raise ENDS[plan.end]()
-            lane.sent()
+            lane.sent(event.idempotency_key)
             return await self._exchange(event, plan, lane)
         finally:
             if self.slots is not None:
@@ -186,6 +186,7 @@ def make(source: Any, send: Any, **settings: Any) -> FanOut:
     usual = {
         "prepare": bytes_of,
         "has_room": getattr(send, "has_room", lambda: True),
+        "lanes": set(),
         "on_outcome": None,
         "patience": None,
         "keys": None,
@@ -390,7 +391,6 @@ class Model:
         if cancelled and not self.busy:
             assert self.scenario.cancelled is not None
             assert at <= self.scenario.cancelled + 0.02
-            return
         # Each that was pulled, and nothing else.
         assert sorted(indexes) == list(range(self.pulled))
         assert {outcome.index for outcome in self.told} >= set(taken)
@@ -438,6 +438,10 @@ class Model:
             assert error.attempts == 0
             assert error.retryable
             assert self.run.stopped_by is not None
+        elif error is not None and "the run was cancelled" in str(error):
+            assert sent
+            assert error.maybe_accepted
+            assert self.scenario.cancelled is not None
         elif plan.end in ENDS:
             assert type(error) is type(ENDS[plan.end]())
             assert sent is (plan.end not in AT_ONCE)
@@ -505,7 +509,7 @@ def test_there_are_as_many_workers_as_requests_under_way_and_one() -> None:
             sends.callers += 1
             sends.most_callers = max(sends.most_callers, sends.callers)
             await permits.acquire()
-            lane.sent()
+            lane.sent(event.idempotency_key)
             sends.under_way += 1
             most.append(sends.callers - sends.under_way)
             await asyncio.sleep(2.05)
@@ -587,6 +591,7 @@ def test_an_event_that_comes_as_the_last_worker_leaves_is_sent() -> None:
             source(),
             Sends(),
             has_room=lambda: False,
+            lanes=set(),
             on_outcome=lambda _: first_is_over.set(),
         )
         assert len(await collect(run)) == 2
@@ -709,7 +714,7 @@ def test_what_is_finished_is_not_kept() -> None:
                 await asyncio.sleep(1)
 
         async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
-            lane.sent()
+            lane.sent(event.idempotency_key)
             await asyncio.sleep(2)
             error = BadRequestError("no", status=400)
             error.attempts = 1
@@ -903,7 +908,8 @@ def test_what_would_refuse_every_event_stops_the_run(
 
     with caplog.at_level(logging.WARNING, "loops_async"):
         virtual.run(main())
-    assert [message[:15] for message in caplog.messages] == ["sending stopped"]
+    told = [] if end == "closed" else ["sending stopped"]
+    assert [message[:15] for message in caplog.messages] == told
 
 
 def test_a_stop_is_not_waited_for_by_a_source_that_is_slow() -> None:
@@ -964,8 +970,8 @@ def test_only_the_first_refusal_stops_the_run() -> None:
 def test_patience_that_is_lost_stops_the_run() -> None:
     async def main() -> None:
         async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
-            lane.sent()
-            lane.stands(ServerError("down", status=503))
+            lane.sent(event.idempotency_key)
+            lane.stands(ServerError("down", status=503), key=event.idempotency_key)
             try:
                 async with asyncio.timeout_at(None) as scope:
                     lane.waiting.add(scope)
@@ -1171,7 +1177,7 @@ def test_a_send_that_raises_no_error_of_ours_ends_the_run_with_it() -> None:
 
     async def main() -> None:
         async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
-            lane.sent()
+            lane.sent(event.idempotency_key)
             await asyncio.sleep(1 if event.user_id == "u1" else 2)
             raise ZeroDivisionError(event.user_id)
 
@@ -1183,18 +1189,22 @@ def test_a_send_that_raises_no_error_of_ours_ends_the_run_with_it() -> None:
     virtual.run(main())
 
 
-def test_a_send_that_another_cancels_ends_the_run() -> None:
+def test_a_send_that_another_cancels_is_unknown_and_the_run_goes_on() -> None:
     async def main() -> None:
         async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
-            lane.sent()
-            task = asyncio.current_task()
-            assert task is not None
-            task.cancel()
+            if event.user_id != "u0":
+                lane.sent(event.idempotency_key)
+            if event.user_id in ("u0", "u1"):
+                task = asyncio.current_task()
+                assert task is not None
+                task.cancel()
             await asyncio.sleep(1)
-            raise AssertionError
+            return Receipt(event.idempotency_key, 1, False, 1.0, None)
 
-        with pytest.raises(asyncio.CancelledError, match="a send was cancelled"):
-            await collect(make(events_for_all(1), send))
+        report = SendReport(await collect(make(events_for_all(3), send)))
+        assert [o.event.user_id for o in report.not_tried] == ["u0"]
+        assert [o.event.user_id for o in report.unknown] == ["u1"]
+        assert [o.event.user_id for o in report.accepted] == ["u2"]
         assert others() == []
 
     virtual.run(main())
@@ -1203,7 +1213,7 @@ def test_a_send_that_another_cancels_ends_the_run() -> None:
 def test_two_crashes_at_once_are_told_as_the_first() -> None:
     async def main() -> None:
         async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
-            lane.sent()
+            lane.sent(event.idempotency_key)
             await asyncio.sleep(1)
             raise ZeroDivisionError(event.user_id)
 

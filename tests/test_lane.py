@@ -32,7 +32,14 @@ class Stops:
 
 def make(patience: float | None = None, on_stop: Callable[[], None] = int) -> Lane:
     loop = asyncio.get_running_loop()
-    return Lane(loop, patience, on_sent=int, on_pause=lambda: None, on_stop=on_stop)
+    return Lane(
+        loop,
+        patience,
+        on_sent=lambda key: None,
+        on_pause=lambda: None,
+        on_resume=lambda: None,
+        on_stop=on_stop,
+    )
 
 
 def test_a_new_lane_holds_nobody() -> None:
@@ -52,9 +59,11 @@ def test_patience_ends_that_long_after_it_first_stood_still() -> None:
         stops = Stops()
         lane = make(10.0, stops)
         await asyncio.sleep(3)
-        lane.stands(DOWN)
+        for key in "ab":
+            lane.stands(DOWN, key=key)
         await asyncio.sleep(6)
-        lane.stands(BUSY)
+        for key in "ab":
+            lane.stands(BUSY, key=key)
         await asyncio.sleep(100)
         assert stops.times == [13.0]
         error = lane.stopped_by
@@ -71,7 +80,8 @@ def test_patience_ends_that_long_after_it_first_stood_still() -> None:
 def test_losing_patience_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         lane = make(10.0)
-        lane.stands(DOWN)
+        for key in "ab":
+            lane.stands(DOWN, key=key)
         await asyncio.sleep(11)
 
     with caplog.at_level(logging.WARNING, "loops_async"):
@@ -84,11 +94,13 @@ def test_a_success_gives_the_whole_patience_back() -> None:
         stops = Stops()
         lane = make(10.0, stops)
         for _ in range(3):
-            lane.stands(DOWN)
+            for key in "ab":
+                lane.stands(DOWN, key=key)
             await asyncio.sleep(9)
             lane.moves()
             assert not lane.standing
-        lane.stands(DOWN)
+        for key in "ab":
+            lane.stands(DOWN, key=key)
         await asyncio.sleep(100)
         assert stops.times == [37.0]
 
@@ -175,8 +187,8 @@ def test_a_closed_lane_loses_no_patience_any_more() -> None:
         stops = Stops()
         lane = make(10.0, stops)
         lane.stands(DOWN)
-        lane.close()
-        lane.close()
+        lane.disarm()
+        lane.disarm()
         await asyncio.sleep(100)
         assert stops.times == []
 

@@ -70,4 +70,4 @@ def test_every_number_is_one() -> None:
     rows = re.findall(r"^\| (.+) \| (.+) \|$", table, re.MULTILINE)
     assert len(rows) >= 4
     for what, number in rows:
-        assert re.match(r"[0-9.]+( |$)", number), what
+        assert re.match(r"[0-9.]+([ ,]|$)", number), what
