@@ -236,6 +236,8 @@ class RateLimiter:
     def told(self, remaining: int | None) -> None:
         """Note what an answer says is left in the server's window, if `slowed`."""
         with self._lock:
+            if not self.slowed:
+                return
             self._capacity.told(remaining, self._clock())
             self._adapt()
             if self._single or self._bulk:

@@ -263,3 +263,46 @@ def test_the_repr_says_what_is_left_to_others() -> None:
     limiter.throttled()
     assert ", 5 left to others, held for 0.5 s>" in repr(limiter)
     assert math.isclose(limiter.held, 0.5)
+
+
+@pytest.mark.parametrize("limit", [60, 600])
+def test_of_a_long_period_no_more_than_a_moment_is_without_a_permit(
+    limit: int,
+) -> None:
+    """Or a handler's event would wait for most of it behind a bulk run."""
+
+    async def main() -> None:
+        now = asyncio.get_running_loop().time
+        limiter = RateLimiter(limit, 60.0, clock=now)
+        waits = []
+
+        async def send(bulk: bool) -> None:
+            began = now()
+            await limiter.acquire(bulk=bulk)
+            if not bulk:
+                waits.append(now() - began)
+            await asyncio.sleep(0.1)
+            limiter.release(answered=True)
+
+        async def bulk() -> None:
+            while True:
+                await send(bulk=True)
+
+        runs = [asyncio.create_task(bulk()) for _ in range(100)]
+        await asyncio.sleep(300)
+        for _ in range(50):
+            await asyncio.sleep(7.3)
+            await send(bulk=False)
+        assert max(waits) <= 2.5
+        for run in runs:
+            run.cancel()
+        await asyncio.wait(runs)
+
+    virtual.run(main())
+
+
+def test_what_is_told_before_any_429_changes_nothing() -> None:
+    limiter = RateLimiter(10)
+    limiter.told(0)
+    limiter.told(3)
+    assert (limiter.usable, limiter.slowed) == (10, False)

@@ -715,8 +715,9 @@ def test_half_a_minute_without_loops_in_the_middle_of_2000_events(
                 return sum(begin <= at < end for at in times) / (end - begin)
 
             before, after = rate(began - 10, began), rate(ended + 10, ended + 20)
-            assert before >= 0.95 * 50
-            assert after >= 0.95 * before
+            # Half a burst more or less falls into such a window.
+            assert before >= 0.90 * 50
+            assert after >= 0.90 * before
             resumed = min(at for at in times if at > ended) - ended
             return (
                 f"{spent} requests spent, resumed after {resumed:.1f} s, "
@@ -727,3 +728,217 @@ def test_half_a_minute_without_loops_in_the_middle_of_2000_events(
     record_property("figures", figures)
     with capsys.disabled():
         print(f"\n{figures}")  # noqa: T201
+
+
+# One event, or everything?
+
+
+def poisoned(_: float, event: Event) -> Said:
+    return 500 if event.user_id == "bad" else 200
+
+
+def test_an_event_that_loops_cannot_take_is_given_up_and_not_the_run() -> None:
+    """Once alone, it cannot be told from an outage until the patience ends."""
+
+    async def queue() -> AsyncIterator[Event]:
+        yield Event("e", user_id="bad")
+        await asyncio.sleep(7200)
+        yield Event("e", user_id="good")
+
+    report, loops, took = send_all(
+        poisoned,
+        queue(),  # type: ignore[arg-type]
+        settings={"retry": RetryPolicy()},
+        patience=120.0,
+    )
+    assert report.stopped_by is None
+    assert [outcome.event.user_id for outcome in report.unknown] == ["bad"]
+    assert [outcome.event.user_id for outcome in report.accepted] == ["good"]
+    assert 120 < loops.failed[-1].at < 130
+    assert took < 7210
+
+
+def test_one_event_that_is_asked_to_wait_past_the_patience_stops_the_run() -> None:
+    """It would not even be tried again before."""
+    report, _, took = send_all(
+        lambda _, __: (503, 3600.0), events_for(1), patience=120.0
+    )
+    assert isinstance(report.stopped_by, DeadlineExceededError)
+    assert took == pytest.approx(120, abs=1)
+
+
+@pytest.mark.parametrize("status", [400, 403, 413])
+def test_the_refusal_of_one_event_makes_nobody_wait(status: int) -> None:
+    """Whatever its Retry-After may mean, the event is not tried again."""
+    report, _, took = send_all(
+        lambda _, event: (status, 3600.0) if event.user_id == "u5" else 200,
+        events_for(20),
+    )
+    assert report.stopped_by is None
+    assert [outcome.index for outcome in report.failures] == [5]
+    assert took < 10
+
+
+@pytest.mark.parametrize(
+    "refusal", [301, 308, ConnectFailedError("certificate refused")], ids=str
+)
+def test_what_every_event_would_meet_stops_the_run(refusal: Said) -> None:
+    report, loops, _ = send_all(lambda _, __: refusal, events_for(300))
+    assert report.stopped_by is not None
+    assert len(loops.asked) <= 5
+    assert len(report.not_tried) >= len(report) - 5
+
+
+@pytest.mark.parametrize("options", [{"deadline": 10.0}, {"timeout": None}])
+def test_a_loops_that_hangs_is_an_outage_however_short_the_deadline(
+    options: dict[str, Any],
+) -> None:
+    report, loops, _ = send_all(
+        lambda now, _: 200,
+        events_for(300),
+        takes=lambda _: 1e6,
+        patience=300.0,
+        **options,
+    )
+    assert isinstance(report.stopped_by, DeadlineExceededError)
+    assert len(report.unknown) < 100
+    assert len(report.not_tried) > 80  # of what was read
+    assert len(loops.asked) < 150
+
+
+def test_probes_that_their_deadline_cuts_short_keep_the_pauses_of_the_gate() -> None:
+    async def main() -> None:
+        loops = Loops(lambda now, _: 200, lambda _: 1e6)
+        async with client_of(loops, rate_limit=math.inf) as client:
+            run = asyncio.create_task(
+                client.send_events(events_for(200), deadline=0.05, patience=None)
+            )
+            await asyncio.sleep(60)
+            begun = [one.at for one in loops.asked if one.at > 10]
+            assert len(begun) <= 12
+            run.cancel()
+            await asyncio.wait([run])
+
+    virtual.run(main())
+
+
+def test_patience_counts_from_when_a_run_meets_an_outage_others_know_of() -> None:
+    async def main() -> None:
+        loops = Loops(lambda _, __: 500)
+        async with client_of(loops) as client:
+            first = asyncio.create_task(client.send_events(events_for(40)))
+            await asyncio.sleep(60)
+            began = loops.loop.time()
+            report = await client.send_events(emails_for(2, 2), patience=30.0)
+            assert loops.loop.time() - began == pytest.approx(30, abs=1)
+            assert len(report.not_tried) == 2
+            assert "nothing was taken for 30 s" in str(report.stopped_by)
+            first.cancel()
+            await asyncio.wait([first])
+
+    virtual.run(main())
+
+
+def test_without_a_limiter_a_429_holds_the_run_for_what_it_asks() -> None:
+    report, loops, _ = send_all(
+        lambda now, _: (429, 5.0) if now < 5 else 200,
+        events_for(300),
+        settings={"rate_limit": math.inf},
+    )
+    assert len(report.accepted) == 300
+    assert all(one.at < 1 or one.at >= 5 for one in loops.asked)
+
+
+# Two runs, and the end of one.
+
+
+@pytest.mark.parametrize("rate_limit", [math.inf, None], ids=["unlimited", "limited"])
+def test_two_runs_of_a_client_share_what_there_is(rate_limit: float | None) -> None:
+    async def main() -> None:
+        loops = Loops(lambda _, __: 200)
+        settings = {} if rate_limit is None else {"rate_limit": rate_limit}
+        async with client_of(loops, max_connections=5, **settings) as client:
+            taken: Counter[str] = Counter()
+
+            def events(name: str) -> Any:
+                for number in range(10_000):
+                    yield Event("e", user_id=f"{name}{number}")
+
+            runs = []
+            for name in ("first", "second"):
+                note = Told()
+                run = client.send_events(events(name), on_outcome=note)
+                runs.append((name, note, asyncio.create_task(run)))
+                await asyncio.sleep(5)
+            begin = loops.loop.time()
+            await asyncio.sleep(20)
+            for name, note, run in runs:
+                taken[name] = sum(at > begin for at, _ in note.outcomes)
+                run.cancel()
+            await asyncio.wait([run for _, _, run in runs])
+            assert taken["second"] >= 0.8 * taken["first"] > 0
+
+    virtual.run(main())
+
+
+def test_with_one_connection_others_go_on_while_an_event_pauses() -> None:
+    """Also if somebody else had the connection when it began to."""
+
+    async def main() -> None:
+        loops = Loops(
+            lambda now, event: 500 if event.user_id == "u0" and now < 30 else 200, 1.0
+        )
+        slow = RetryPolicy(attempts=10, base=20.0)
+        async with client_of(
+            loops, rate_limit=math.inf, max_connections=1, retry=slow
+        ) as client:
+            single = asyncio.create_task(client.send_event("e", user_id="single"))
+            run = asyncio.create_task(client.send_events(events_for(8)))
+            await asyncio.sleep(0.5)
+            other = asyncio.create_task(client.send_event("e", user_id="other"))
+            await asyncio.sleep(15)
+            assert len({one.user_id for one in loops.asked}) == 10
+            run.cancel()
+            await asyncio.wait([single, other, run])
+
+    virtual.run(main())
+
+
+def test_closing_the_client_ends_a_run_whose_source_is_idle() -> None:
+    async def main() -> None:
+        loops = Loops(lambda _, __: 200)
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+
+        async def events() -> AsyncIterator[Event]:
+            while True:
+                yield await queue.get()
+
+        async with client_of(loops) as client:
+            run = asyncio.create_task(client.send_events(events()))
+            queue.put_nowait(Event("e", user_id="u"))
+            await asyncio.sleep(60)
+        report = await run
+        assert len(report.accepted) == 1
+        assert "closed" in str(report.stopped_by)
+
+    virtual.run(main())
+
+
+def test_a_generator_made_for_a_run_is_closed_with_it() -> None:
+    closed: list[float] = []
+
+    def events() -> Any:
+        try:
+            while True:
+                yield Event("e", user_id=f"{len(closed)}")
+        finally:
+            closed.append(1)
+
+    async def main() -> None:
+        loops = Loops(lambda _, __: 401)
+        async with client_of(loops) as client:
+            report = await client.send_events(events())
+            assert report.stopped_by is not None
+            assert closed
+
+    virtual.run(main())

@@ -830,3 +830,17 @@ def test_tasks_that_start_eagerly_do_not_start_each_other_without_end() -> None:
             return await loops.send_events(events)
 
     assert len(asyncio.run(main()).accepted) == 500
+
+
+def test_closing_in_one_loop_stops_no_run_of_another() -> None:
+    loops = AsyncLoopsClient(dry_run=True)
+    stream = loops.stream_events(Event("e", user_id=f"{n}") for n in range(2))
+    with asyncio.Runner() as elsewhere:
+
+        async def take() -> Outcome:
+            return await anext(stream)
+
+        assert elsewhere.run(take()).ok
+        asyncio.run(loops.aclose())
+        assert elsewhere.run(take()).ok
+        elsewhere.run(stream.aclose())
