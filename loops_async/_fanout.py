@@ -249,11 +249,11 @@ class FanOut:
                     self._starting -= 1
                 self._failed(entry, error)
             except asyncio.CancelledError:
-                error = self._cut_off(entry)
-                if not error.attempts:
+                cut_off = self._cut_off(entry)
+                if not cut_off.attempts:
                     self._starting -= 1
                 self._busy -= 1
-                self._done(entry, None, error)
+                self._done(entry, None, cut_off)
                 self._start_worker()
                 raise
             else:
