@@ -258,7 +258,7 @@ class FanOut:
                 raise
             else:
                 self._done(entry, receipt, None)
-            if self._starting:  # somebody waits already
+            if self._starting > 1:  # enough wait already
                 self._busy -= 1
                 return
             self._starting += 1
