@@ -47,7 +47,8 @@ class AsyncLoopsClient:
 
     Args:
         api_key: The key, or a callable (plain or async) asked before each
-            attempt, so that keys can be rotated. None reads LOOPS_API_KEY.
+            attempt, and once more when Loops refuses what it gave, so that
+            keys can be rotated. None reads LOOPS_API_KEY.
         base_url: Ends in ``/api``. None reads LOOPS_BASE_URL, or is
             ``https://app.loops.so/api``.
         rate_limit: Requests a second, ``math.inf`` for no limit, or a

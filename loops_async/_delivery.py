@@ -19,6 +19,7 @@ from ._transport import Transport
 from ._wire import Answer, Call, plainly_accepted, rate_limit, refusal
 from .errors import (
     APIError,
+    AuthenticationError,
     ClientClosedError,
     ConfigurationError,
     LoopsError,
@@ -158,6 +159,11 @@ class Delivery:
                 final = tried.failed(result, now)
             else:
                 final = self._failed_in(lane, tried, result, now, call.key)
+            if isinstance(final, AuthenticationError) and self._may_be_old(
+                secret, tried
+            ):
+                tried.refused = secret, final
+                tried.wait, final = 0.0, None
             status = result.status if isinstance(result, APIError) else None
             self._tell(call, tried, now - sent, status, result, final)
             if final is not None:
@@ -189,6 +195,10 @@ class Delivery:
         # In an outage the gate has its own pauses.
         tried.held(error, pause=not outage)
         return None
+
+    def _may_be_old(self, secret: Secret, tried: Tried) -> bool:
+        """Whether a key that Loops refused may have been rotated meanwhile."""
+        return self._api_key is not secret and tried.refused is None
 
     def _counted(self, error: LoopsError) -> LoopsError:
         if error.maybe_accepted:
@@ -397,10 +407,13 @@ class Delivery:
         if failure:
             raise self._counted(tried.complete(ConfigurationError(failure)))
         try:
-            return checked_key(key)
+            secret = checked_key(key)
         except ConfigurationError as unusable:
             self._counted(tried.complete(unusable))
             raise
+        if tried.refused is not None and tried.refused[0] == secret:
+            raise self._counted(tried.complete(tried.refused[1]))
+        return secret
 
 
 async def _answer_of(source: KeySource) -> object:

@@ -103,6 +103,7 @@ class Tried:
     wait = 0.0  # seconds until the next attempt may begin
     ambiguous = False  # some attempt may have been accepted
     only_throttled = False  # nothing but 429s can have used the key up
+    refused: tuple[str, LoopsError] | None = None  # which API key was, and how
     _throttled = False
     _waits: Iterator[float] | None = None
     _last: LoopsError | None = None

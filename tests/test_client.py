@@ -534,6 +534,45 @@ def test_a_refused_key_is_final() -> None:
     assert len(server.requests) == 1
 
 
+def test_a_key_refused_after_its_rotation_is_asked_for_again() -> None:
+    """Requests may be under way, or just asked for their key, when it is revoked."""
+
+    async def main() -> list[str]:
+        given = iter(["old", "new", "new"])
+        async with Server(answers(reply(401), OK)) as server:
+            async with AsyncLoopsClient(
+                lambda: next(given), base_url=server.url, rate_limit=math.inf
+            ) as loops:
+                receipt = await loops.send_event("e", user_id="u")
+                assert receipt.attempts == 2
+                report = await loops.send_events([Event("e", user_id="u")])
+                assert report.accepted
+            return [one.headers["authorization"] for one in server.requests]
+
+    assert run(main()) == ["Bearer old", "Bearer new", "Bearer new"]
+
+
+@pytest.mark.parametrize("keys", [["old"] * 2, ["old", "new"]], ids=["same", "other"])
+def test_a_callable_whose_keys_are_refused_is_not_asked_for_ever(
+    keys: list[str],
+) -> None:
+    """Once more, and no request goes out with a key that was just refused."""
+
+    async def main() -> None:
+        given = iter(keys)
+        async with Server(answers(reply(401))) as server:
+            async with AsyncLoopsClient(
+                lambda: next(given), base_url=server.url, rate_limit=math.inf
+            ) as loops:
+                with pytest.raises(errors.AuthenticationError) as caught:
+                    await loops.send_event("e", user_id="u")
+                assert caught.value.attempts == len(set(keys))
+                assert len(server.requests) == len(set(keys))
+            assert next(given, None) is None
+
+    run(main())
+
+
 def failing(_: Any = None) -> str:
     raise LookupError("no key today")
 
