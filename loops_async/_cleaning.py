@@ -1,5 +1,6 @@
 """What others said, without what nobody must see."""
 
+import json
 from collections.abc import Iterator, Mapping
 
 import attrs
@@ -31,12 +32,16 @@ def without_key(error: APIError, secret: Secret) -> APIError:
 
 
 def _leaves(content: object) -> Iterator[object]:
-    """Yield the values of an event, or of any JSON."""
+    """Yield the values of an event, of its body, or of any JSON."""
     if isinstance(content, Event):
         yield content.email
         yield content.user_id
         yield from content.event_properties.values()
         yield from content.contact_properties.values()
+    elif isinstance(content, bytes):
+        body = json.loads(content)
+        names = [name for name in body if name not in ("eventName", "mailingLists")]
+        yield from _leaves([body[name] for name in names])
     elif isinstance(content, Mapping):
         for value in content.values():
             yield from _leaves(value)

@@ -4,10 +4,26 @@ import asyncio
 import ssl
 import time
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+)
 from contextlib import aclosing
 from types import EllipsisType, NoneType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    overload,
+)
 
 import attrs
 import cattrs
@@ -15,9 +31,10 @@ import cattrs
 from . import _settings
 from ._codec import encode, make_converter
 from ._events import Event
-from ._fanout import Events, FanOut
-from ._lane import Lane
+from ._fanout import FanOut, OutcomeT, Source
+from ._lane import Lane, Record
 from ._limiter import RateLimiter
+from ._order import Sendable
 from ._outcomes import Outcome, Receipt, SendReport
 from ._recipients import recipients
 from ._request import checked_json, request_call
@@ -26,7 +43,7 @@ from ._settings import KeySource
 from ._stats import ClientStats, Counts
 from ._values import NOTHING, PropertyValue
 from ._wire import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Call, rate_limit
-from .errors import ClientClosedError, ConfigurationError
+from .errors import ClientClosedError, ConfigurationError, LoopsError
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -34,6 +51,15 @@ if TYPE_CHECKING:
     from ._delivery import Delivery
 
 
+class Stored(Sendable, Protocol):
+    """A row of a journal."""
+
+    @property
+    def body(self) -> bytes: ...
+
+
+RowT = TypeVar("RowT", bound=Stored)
+Events: TypeAlias = Source[Event]
 Seconds: TypeAlias = float | EllipsisType | None
 """For one call: None and inf are no end, ``...`` is what the client has."""
 
@@ -405,7 +431,7 @@ class AsyncLoopsClient:
         patience: float | None,
         on_outcome: Callable[[Outcome], object] | None,
         keys: int | None,
-    ) -> FanOut:
+    ) -> FanOut[Event, Outcome]:
         if not isinstance(events, Iterable | AsyncIterable):
             kind = type(events).__name__
             msg = f"events must be an iterable or async iterable of Event, not {kind}"
@@ -414,28 +440,69 @@ class AsyncLoopsClient:
         _settings.checked_hook("on_outcome", on_outcome)
         self._ready(None)
 
-        async def send(event: Event, body: bytes, lane: Lane) -> Receipt:
+        def send(event: Event, body: bytes, lane: Lane) -> Awaitable[Receipt]:
             key = event.idempotency_key
-            delivery = self._ready(key) or await self._open()
             call = Call("POST", self._events_url, body, key, event, limit, most)
-            answer, attempts, elapsed = await delivery.deliver(call, lane)
-            duplicate = answer.status == 409
-            told = rate_limit(answer.headers)
-            return Receipt(key, attempts, duplicate, elapsed, told)
-
-        def has_room() -> bool:
-            return self._latest is None or self._latest.has_room()
+            return self._send_in(lane, call, key)
 
         return FanOut(
             events,
+            kind=Event,
+            outcome=Outcome,
             prepare=self._prepared,
             send=None if self._dry_run else send,
-            has_room=has_room,
+            has_room=self._has_room,
             lanes=self._lanes,
             on_outcome=on_outcome,
             patience=_settings.checked_seconds("patience", patience),
             keys=keys,
         )
+
+    def _fan_out_rows(
+        self,
+        rows: AsyncIterable[RowT],
+        kind: type[RowT],
+        outcome: Callable[[int, RowT, Receipt | None, LoopsError | None], OutcomeT],
+        record: Record,
+        look_ahead: int,
+    ) -> FanOut[RowT, OutcomeT]:
+        """Send what a journal holds, which has the patience of a disk."""
+
+        def prepare(row: RowT) -> bytes:
+            if self._recipients is not None:
+                key = row.idempotency_key
+                self._recipients.check(row.email, row.user_id, key)
+                self._recipients.check_body(row.body, key)
+            return row.body
+
+        def send(row: RowT, body: bytes, lane: Lane) -> Awaitable[Receipt]:
+            key = row.idempotency_key
+            limit = self._timeout
+            call = Call("POST", self._events_url, body, key, body, limit, None)
+            return self._send_in(lane, call, key)
+
+        return FanOut(
+            rows,
+            kind=kind,
+            outcome=outcome,
+            prepare=prepare,
+            send=None if self._dry_run else send,
+            has_room=self._has_room,
+            lanes=self._lanes,
+            patience=None,
+            keys=1,  # the journal sees to it that they are unique
+            look_ahead=look_ahead,
+            record=record,
+        )
+
+    async def _send_in(self, lane: Lane, call: Call, key: str) -> Receipt:
+        delivery = self._ready(key) or await self._open()
+        answer, attempts, elapsed = await delivery.deliver(call, lane)
+        duplicate = answer.status == 409
+        return Receipt(key, attempts, duplicate, elapsed, rate_limit(answer.headers))
+
+    def _has_room(self) -> bool:
+        return self._latest is None or self._latest.has_room()
 
     def _times(
         self, timeout: Seconds, deadline: Seconds

@@ -99,7 +99,9 @@ class Delivery:
             end = None if call.deadline is None else began + call.deadline
             tried = Tried(self._policy, call, end)
         else:
-            tried = BulkTried(self._policy, call)
+            record = lane.record
+            policy = self._policy if record is None else record.policy
+            tried = BulkTried(policy, call)
         while True:
             probe = 0
             if (
@@ -117,6 +119,9 @@ class Delivery:
                 secret = self._api_key
                 if not isinstance(secret, Secret):
                     secret = await self._asked(secret, tried, lane)
+                    sent = self._loop.time()
+                if lane is not None and lane.record is not None:
+                    await lane.record.begins(call.key, tried)
                     sent = self._loop.time()
                 end, limit = tried.end, call.timeout
                 hurried = end is not None and (limit is None or sent + limit > end)
@@ -169,6 +174,8 @@ class Delivery:
             if final is not None:
                 raise self._counted(final)
             if lane is not None:
+                if lane.record is not None:
+                    lane.record.failed(call.key, result)
                 lane.paused()
             sent = now
 

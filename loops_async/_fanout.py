@@ -15,12 +15,11 @@ from collections.abc import (
     Callable,
     Iterable,
 )
-from typing import Final, TypeAlias
+from typing import Final, Generic, TypeAlias, TypeVar
 
-from ._events import Event
-from ._lane import Lane
-from ._order import ContactOrder, Entry, KeyBook
-from ._outcomes import Outcome, Receipt
+from ._lane import Lane, Record
+from ._order import ContactOrder, Entry, ItemT, KeyBook, Sendable
+from ._outcomes import Receipt
 from .errors import (
     APIError,
     AuthenticationError,
@@ -29,6 +28,7 @@ from .errors import (
     ConnectFailedError,
     ConnectionLostError,
     InvalidEventError,
+    JournalError,
     LoopsError,
     NotTriedError,
 )
@@ -38,15 +38,19 @@ _logger = logging.getLogger("loops_async")
 LOOK_AHEAD: Final = 1000  # events pulled whose outcomes were not taken yet
 _STOCK: Final = 100  # events that can go at once: more are pulled for order only
 
-Events: TypeAlias = Iterable[Event] | AsyncIterable[Event]
-Send: TypeAlias = Callable[[Event, bytes, Lane], Awaitable[Receipt]]
+OutcomeT = TypeVar("OutcomeT")
+
+Source: TypeAlias = Iterable[ItemT] | AsyncIterable[ItemT]
+Send: TypeAlias = Callable[[ItemT, bytes, Lane], Awaitable[Receipt]]
 
 
-class FanOut:
-    """One run of `send_events` or `stream_events`.
+class FanOut(Generic[ItemT, OutcomeT]):
+    """One run of `send_events` or `stream_events`, or of a journal.
 
     Args:
         events: Where they come from.
+        kind: What each of them has to be.
+        outcome: Makes what is told of one.
         prepare: Checks an event and gives its bytes; raises a LoopsError.
         send: Sends one event; None sends nothing, for a dry run.
         has_room: Whether one more request could be under way.
@@ -54,32 +58,42 @@ class FanOut:
         on_outcome: Told each outcome; it changes none.
         patience: Seconds without any progress, after which the run ends.
         keys: How many idempotency keys to remember; None is all.
+        look_ahead: Events to pull before their outcomes were taken.
+        record: Where attempts are written down.
     """
 
     def __init__(
         self,
-        events: Events,
+        events: Source[ItemT],
         *,
-        prepare: Callable[[Event], bytes],
-        send: Send | None,
+        kind: type[ItemT],
+        outcome: Callable[[int, ItemT, Receipt | None, LoopsError | None], OutcomeT],
+        prepare: Callable[[ItemT], bytes],
+        send: Send[ItemT] | None,
         has_room: Callable[[], bool],
         lanes: set[Lane],
-        on_outcome: Callable[[Outcome], object] | None,
+        on_outcome: Callable[[OutcomeT], object] | None = None,
         patience: float | None,
         keys: int | None,
+        look_ahead: int = LOOK_AHEAD,
+        record: Record | None = None,
     ) -> None:
         self._source = events
+        self._kind = kind
+        self._outcome = outcome
+        self._look_ahead = look_ahead
+        self._record = record
         self._prepare = prepare
         self._send = send
         self._has_room = has_room
         self._lanes = lanes
         self._on_outcome = on_outcome
         self._patience = patience
-        self._order = ContactOrder()
+        self._order: ContactOrder[ItemT] = ContactOrder()
         self._keys = KeyBook(keys)
-        self._ready: deque[Entry] = deque()
-        self._unsent: dict[int, Entry] = {}  # pulled, and with no worker yet
-        self._outcomes: deque[Outcome] = deque()
+        self._ready: deque[Entry[ItemT]] = deque()
+        self._unsent: dict[int, Entry[ItemT]] = {}  # pulled, and with no worker yet
+        self._outcomes: deque[OutcomeT] = deque()
         self._pulled = 0
         self._taken = 0  # outcomes the consumer has
         self._starting = 0  # workers whose event did not leave yet
@@ -98,12 +112,13 @@ class FanOut:
         """What ended the run before its source did, or None."""
         return self.lane.stopped_by
 
-    async def outcomes(self) -> AsyncGenerator[Outcome, None]:
+    async def outcomes(self) -> AsyncGenerator[OutcomeT, None]:
         """Run; yield the outcomes as they come in."""
         self._loop = asyncio.get_running_loop()
         self.lane = Lane(
             self._loop,
             self._patience,
+            record=self._record,
             on_sent=self._sent,
             on_pause=self._paused,
             on_resume=self._resumed,
@@ -168,7 +183,7 @@ class FanOut:
                     await self._until_wanted()
 
     def _has_enough(self) -> bool:
-        return len(self._ready) >= _STOCK or self._ahead() >= LOOK_AHEAD
+        return len(self._ready) >= _STOCK or self._ahead() >= self._look_ahead
 
     async def _until_wanted(self) -> None:
         self._room = self._loop.create_future()
@@ -177,13 +192,17 @@ class FanOut:
     def _restock(self) -> None:
         """Pull more, if enough is wanted to be worth it."""
         low = len(self._ready) <= _STOCK // 2
-        if self._room is not None and low and self._ahead() <= LOOK_AHEAD - _STOCK:
+        if (
+            self._room is not None
+            and low
+            and self._ahead() <= self._look_ahead - _STOCK
+        ):
             _wake(self._room)
             self._room = None
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: ItemT) -> None:
         index = self._pulled
-        if not isinstance(event, Event):
+        if not isinstance(event, self._kind):
             kind = type(event).__name__
             raise TypeError(f"events[{index}] must be an Event, not {kind}")
         if self.lane.stopped_by is not None:
@@ -265,8 +284,8 @@ class FanOut:
         self._starting -= 1
         self._busy -= 1
 
-    def _failed(self, entry: Entry, error: LoopsError) -> None:
-        if _stops(error) and self.lane.stopped_by is None:
+    def _failed(self, entry: Entry[ItemT], error: LoopsError) -> None:
+        if stops(error) and self.lane.stopped_by is None:
             if not isinstance(error, ClientClosedError):
                 _logger.warning("sending stopped: %s", error)
             self.lane.stop(error)
@@ -286,7 +305,7 @@ class FanOut:
     def _resumed(self) -> None:
         self._pausing -= 1
 
-    def _cut_off(self, entry: Entry) -> LoopsError:
+    def _cut_off(self, entry: Entry[ItemT]) -> LoopsError:
         """Return the error for an event whose run was cancelled around it."""
         if entry.event.idempotency_key not in self._left:
             return self._not_tried(entry.event)
@@ -297,7 +316,7 @@ class FanOut:
         return error
 
     def _done(
-        self, entry: Entry, receipt: Receipt | None, error: LoopsError | None
+        self, entry: Entry[ItemT], receipt: Receipt | None, error: LoopsError | None
     ) -> None:
         self._left.discard(entry.event.idempotency_key)
         free = self._order.done(entry)
@@ -308,13 +327,13 @@ class FanOut:
     def _settle(
         self,
         index: int,
-        event: Event,
+        event: ItemT,
         receipt: Receipt | None,
         error: LoopsError | None,
     ) -> None:
         if error is not None:
             error.__traceback__ = None  # its frames hold more than is wanted
-        outcome = Outcome(index, event, receipt, error)
+        outcome = self._outcome(index, event, receipt, error)
         if self._on_outcome is not None:
             try:
                 self._on_outcome(outcome)
@@ -340,7 +359,7 @@ class FanOut:
             error = self._not_tried(entry.event)
             self._settle(entry.index, entry.event, None, error)
 
-    def _not_tried(self, event: Event) -> NotTriedError:
+    def _not_tried(self, event: ItemT) -> NotTriedError:
         error = NotTriedError(f"not tried: {self.lane.stopped_by}", retryable=True)
         error.idempotency_key = event.idempotency_key
         return error
@@ -363,7 +382,7 @@ class FanOut:
             self._tell()
 
 
-def _reused(event: Event) -> InvalidEventError:
+def _reused(event: Sendable) -> InvalidEventError:
     why = (
         "idempotency_key: another event of this run has it, and Loops would "
         "take only one of them; event.replace(...) makes a copy with its own"
@@ -373,14 +392,14 @@ def _reused(event: Event) -> InvalidEventError:
     return error
 
 
-def _stops(error: LoopsError) -> bool:
+def stops(error: LoopsError) -> bool:
     """Tell whether every other event would end like this one."""
     if isinstance(error, APIError):
         wrong_address = error.status in (404, 405) or 300 <= error.status < 400
         return wrong_address or isinstance(error, AuthenticationError)
     if isinstance(error, ConnectFailedError):
         return not error.retryable  # a certificate that is refused
-    return isinstance(error, ClientClosedError | ConfigurationError)
+    return isinstance(error, ClientClosedError | ConfigurationError | JournalError)
 
 
 def _wake(waiting: asyncio.Future[None]) -> None:

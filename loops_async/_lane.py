@@ -5,10 +5,28 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
+from ._retry import RetryPolicy, Tried
 from .errors import DeadlineExceededError, LoopsError
 
 _logger = logging.getLogger("loops_async")
+
+
+class Record(Protocol):
+    """Writes down what is attempted, so that it outlives the process."""
+
+    policy: RetryPolicy
+
+    async def begins(self, key: str | None, tried: Tried) -> None:
+        """Note an attempt, durably, before it leaves.
+
+        Raises:
+            LoopsError: if it must not leave.
+        """
+
+    def failed(self, key: str | None, error: LoopsError) -> None:
+        """Note that the attempt failed, and will be repeated."""
 
 
 class Lane:
@@ -18,6 +36,7 @@ class Lane:
         loop: The running one; an attribute, too.
         patience: Seconds it may stand still, with nothing but outage and
             429s, before it is stopped; None is no end.
+        record: Where its attempts are written down; an attribute, too.
         on_sent: See `sent`.
         on_pause: See `paused`.
         on_resume: See `resumed`.
@@ -41,6 +60,7 @@ class Lane:
         loop: asyncio.AbstractEventLoop,
         patience: float | None,
         *,
+        record: Record | None = None,
         on_sent: Callable[[str | None], None],
         on_pause: Callable[[], None],
         on_resume: Callable[[], None],
@@ -48,6 +68,7 @@ class Lane:
     ) -> None:
         self.loop = loop
         self._patience = patience
+        self.record = record
         self.sent = on_sent
         self.paused = on_pause
         self.resumed = on_resume

@@ -1,12 +1,26 @@
 """The order of many events: one contact's one after the other."""
 
+from typing import Any, Generic, Protocol, TypeVar
+
 import attrs
 
-from ._events import Event
+
+class Sendable(Protocol):
+    """An event, or a row of a journal."""
+
+    @property
+    def idempotency_key(self) -> str: ...
+    @property
+    def email(self) -> str | None: ...
+    @property
+    def user_id(self) -> str | None: ...
+
+
+ItemT = TypeVar("ItemT", bound=Sendable)
 
 
 @attrs.define(eq=False)
-class Entry:
+class Entry(Generic[ItemT]):
     """One event on its way, and what has to wait for it.
 
     Attributes:
@@ -16,13 +30,13 @@ class Entry:
     """
 
     index: int
-    event: Event
+    event: ItemT
     body: bytes
     ahead: int = 0  # of its contact's events, those that are not done
-    behind: list["Entry"] | None = None
+    behind: "list[Entry[ItemT]] | None" = None
 
 
-class ContactOrder:
+class ContactOrder(Generic[ItemT]):
     """Lets each event wait for the last one before it of the same contact.
 
     The same contact is who has the same email, in upper or lower case, or
@@ -31,10 +45,10 @@ class ContactOrder:
     """
 
     def __init__(self) -> None:
-        self._last_by_email: dict[str, Entry] = {}
-        self._last_by_user_id: dict[str, Entry] = {}
+        self._last_by_email: dict[str, Entry[ItemT]] = {}
+        self._last_by_user_id: dict[str, Entry[ItemT]] = {}
 
-    def add(self, entry: Entry) -> bool:
+    def add(self, entry: Entry[ItemT]) -> bool:
         """Put an event behind its contact's; return whether it can go now."""
         event = entry.event
         before = None
@@ -51,7 +65,7 @@ class ContactOrder:
                 _wait(entry, same)
         return not entry.ahead
 
-    def done(self, entry: Entry) -> list[Entry]:
+    def done(self, entry: Entry[ItemT]) -> list[Entry[ItemT]]:
         """Take an event out; return those which can go now."""
         event = entry.event
         if event.email is not None:
@@ -65,14 +79,14 @@ class ContactOrder:
         return [waiting for waiting in entry.behind if not waiting.ahead]
 
 
-def _wait(entry: Entry, before: Entry) -> None:
+def _wait(entry: Entry[Any], before: Entry[Any]) -> None:
     entry.ahead += 1
     if before.behind is None:
         before.behind = []
     before.behind.append(entry)
 
 
-def _forget(last: dict[str, Entry], contact: str, entry: Entry) -> None:
+def _forget(last: dict[str, Entry[Any]], contact: str, entry: Entry[Any]) -> None:
     if last[contact] is entry:
         del last[contact]
 

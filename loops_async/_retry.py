@@ -132,6 +132,12 @@ class Tried:
             return self.deadline_passed() if cut_short else self.complete(error)
         return self.deadline_passed() if late else None
 
+    def resumed(self, *, ambiguous: bool) -> None:
+        """Note that there were attempts before, made by another process."""
+        self.ambiguous = ambiguous
+        self._throttled = True  # for all that is known
+        self.only_throttled = not ambiguous
+
     def _note(self, error: LoopsError) -> float | None:
         """Draw the next wait; return the seconds the server asked for."""
         self.ambiguous = self.ambiguous or error.maybe_accepted

@@ -8,6 +8,7 @@
     ├── RecipientNotAllowedError
     ├── ClientClosedError
     ├── NotTriedError                 a bulk run ended before it
+    ├── JournalError                  the file of an outbox or backfill
     ├── DeadlineExceededError         (also a TimeoutError)
     ├── TransportError                no usable answer
     │   ├── ConnectFailedError        never reached Loops
@@ -42,6 +43,7 @@ __all__ = [
     "ForbiddenError",
     "IdempotencyConflictError",
     "InvalidEventError",
+    "JournalError",
     "LoopsError",
     "NotFoundError",
     "NotTriedError",
@@ -120,6 +122,13 @@ class ClientClosedError(LoopsError):
 
 class NotTriedError(LoopsError):
     """The run of many events was stopped before this one was sent."""
+
+
+class JournalError(LoopsError):
+    """The file of an outbox or backfill cannot be opened, read or written.
+
+    What was acknowledged before is still in it.
+    """
 
 
 class DeadlineExceededError(LoopsError, TimeoutError):

@@ -1,0 +1,262 @@
+"""The journal of an outbox or a backfill: its events, and how each stands.
+
+An event's way: added as PENDING; stamped before its first attempt may leave;
+then gone or ACCEPTED, REJECTED or UNKNOWN.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from ._store import Connection, Format, Store
+from .errors import InvalidEventError
+
+PENDING: Final = "pending"
+ACCEPTED: Final = "accepted"
+DUPLICATE: Final = "duplicate"  # accepted, and Loops had had its key before
+REJECTED: Final = "rejected"
+UNKNOWN: Final = "unknown"
+
+EVENTS: Final = """
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
+        body BLOB NOT NULL,
+        email TEXT,
+        user_id TEXT,
+        state TEXT NOT NULL DEFAULT 'pending',
+        attempts INTEGER NOT NULL DEFAULT 0,
+        ambiguous_since REAL,
+        error TEXT,
+        at REAL NOT NULL
+    )
+"""
+FAILED: Final = """
+    CREATE INDEX failed ON events (id) WHERE state IN ('rejected', 'unknown')
+"""
+OUTBOX: Final = Format("an outbox of loops-async", 0x4C6F4F62, 1, (EVENTS, FAILED))
+
+_PENDING: Final = (
+    "SELECT id, key, body, email, user_id, attempts, ambiguous_since FROM events "
+    "WHERE id > ? AND state = 'pending' ORDER BY id LIMIT ?"
+)
+_FAILURES: Final = (
+    "SELECT id, key, body, state, error, attempts, at FROM events INDEXED BY failed "
+    "WHERE id > ? AND state IN ('rejected', 'unknown') ORDER BY id LIMIT ?"
+)
+_INSERT: Final = (
+    "INSERT INTO events (key, body, email, user_id, at) VALUES (?, ?, ?, ?, ?)"
+)
+
+
+@attrs.define(eq=False)
+class Row:
+    """An event that waits to be sent.
+
+    Attributes:
+        id: Its place in the journal.
+        idempotency_key: As in Event, like the next three.
+        body: What is sent.
+        attempts: Requests made, as far as is known.
+        ambiguous_since: Unix time of the first attempt of which nobody knows
+            whether it was accepted; None if there was none.
+        stamped: Monotonic seconds at which this process noted that.
+        stamp_is_new: Whether it did so for the attempt under way.
+    """
+
+    id: int
+    idempotency_key: str
+    body: bytes
+    email: str | None
+    user_id: str | None
+    attempts: int
+    ambiguous_since: float | None
+    stamped: float | None = None
+    stamp_is_new: bool = False
+
+
+@attrs.frozen
+class Failure:
+    """An event that will not be sent again unless somebody says so.
+
+    Attributes:
+        id: Its place in the journal.
+        idempotency_key: The event's.
+        body: The JSON that was sent.
+        state: ``rejected``: Loops does not have it; ``unknown``: nobody
+            knows.
+        error: Why, in one line.
+        attempts: Requests made, as far as is known.
+        at: Unix time at which it was given up.
+    """
+
+    id: int
+    idempotency_key: str
+    body: Mapping[str, Any] = attrs.field(converter=json.loads)
+    state: str
+    error: str
+    attempts: int
+    at: float
+
+
+New: TypeAlias = tuple[str, bytes, str | None, str | None]
+"""Key, body, email and user ID."""
+
+
+class Journal:
+    """A file of events, and one owner's connection to it."""
+
+    def __init__(self, path: Path, file_format: Format = OUTBOX) -> None:
+        self._store = Store(path, file_format)
+        self.open = self._store.open
+        self.do = self._store.do
+        self.close = self._store.close
+
+    def add(self, events: Iterable[New]) -> "asyncio.Future[int]":
+        """Add events, all or none, and return how many more are pending now.
+
+        One that is there already stays as it is, but is pending again if it
+        was rejected. Fails with an InvalidEventError if a key already stands
+        for other bytes.
+        """
+        at = time.time()
+        return self._store.do(lambda db: _add(db, events, at))
+
+    def pending(self, after: int, most: int) -> "asyncio.Future[list[Row]]":
+        """Return the next events that wait, by id."""
+        return self._store.do(
+            lambda db: [Row(*row) for row in db.execute(_PENDING, (after, most))]
+        )
+
+    def stamp(self, row: Row) -> "asyncio.Future[None]":
+        """Note that nobody may ever know of the attempt that comes now."""
+        values = row.ambiguous_since, row.id
+        return self._update(
+            "UPDATE events SET ambiguous_since = ? WHERE id = ?", values
+        )
+
+    def tried(self, row: Row, error: str) -> "asyncio.Future[None]":
+        """Note that an attempt failed and another will be made."""
+        return self._update(
+            "UPDATE events SET attempts = ?, ambiguous_since = ?, error = ? "
+            "WHERE id = ?",
+            (row.attempts, row.ambiguous_since, error, row.id),
+        )
+
+    def ended(
+        self, row: Row, state: str, error: str | None = None
+    ) -> "asyncio.Future[None]":
+        """Note what became of an event; repeated until that is written."""
+        return self._update(
+            "UPDATE events SET state = ?, error = ?, attempts = ?, at = ? WHERE id = ?",
+            (state, error, row.attempts, time.time(), row.id),
+            keep=True,
+        )
+
+    def gone(self, row: Row) -> "asyncio.Future[None]":
+        """Remove an event; repeated until that is written."""
+        return self._update("DELETE FROM events WHERE id = ?", (row.id,), keep=True)
+
+    def counts(self) -> "asyncio.Future[dict[str, int]]":
+        """Return how many events there are by state."""
+        query = "SELECT state, count(*) FROM events GROUP BY state"
+        return self._store.do(lambda db: dict(db.execute(query)))
+
+    def oldest(self) -> "asyncio.Future[float | None]":
+        """Return the Unix time at which the first pending event was added."""
+        query = "SELECT at FROM events WHERE state = 'pending' ORDER BY id LIMIT 1"
+        return self._store.do(lambda db: (db.execute(query).fetchone() or (None,))[0])
+
+    def failures(self, after: int, most: int) -> "asyncio.Future[list[Failure]]":
+        """Return the next rejected or unknown events, by id."""
+        return self._store.do(
+            lambda db: [Failure(*row) for row in db.execute(_FAILURES, (after, most))]
+        )
+
+    def again(
+        self, keys: Iterable[str] | None, new_key: Callable[[], str]
+    ) -> "asyncio.Future[int]":
+        """Let rejected and unknown events be sent after all that is pending.
+
+        Args:
+            keys: Which; None is every rejected one.
+            new_key: Makes a key; for the rejected, as Loops may have used
+                the old one up. Unknown ones keep theirs.
+
+        Returns:
+            How many.
+        """
+        chosen = None if keys is None else list(keys)
+        return self._store.do(lambda db: _again(db, chosen, new_key))
+
+    def forget(self, keys: Iterable[str]) -> "asyncio.Future[int]":
+        """Remove rejected or unknown events; return how many."""
+        chosen = [(key,) for key in keys]
+        query = "DELETE FROM events WHERE key = ? AND state IN ('rejected', 'unknown')"
+        return self._store.do(lambda db: db.executemany(query, chosen).rowcount)
+
+    def purge(self, before: float) -> "asyncio.Future[None]":
+        """Remove the accepted events that were kept since before that time."""
+        query = "DELETE FROM events WHERE state IN ('accepted', 'duplicate') AND at < ?"
+        return self._update(query, (before,))
+
+    def _update(
+        self, statement: str, values: tuple[object, ...], *, keep: bool = False
+    ) -> "asyncio.Future[None]":
+        def work(db: Connection) -> None:
+            db.execute(statement, values)
+
+        return self._store.do(work, keep=keep)
+
+
+def _add(db: Connection, events: Iterable[New], at: float) -> int:
+    find = "SELECT id, body, state FROM events WHERE key = ?"
+    more = 0
+    for event in events:
+        key, body, _, _ = event
+        known = db.execute(find, (key,)).fetchone()
+        if known is None:
+            db.execute(_INSERT, (*event, at))
+        elif known[1] != body:
+            why = f"idempotency_key: another event in {_name(db)} has it"
+            error = InvalidEventError(problems=[why])
+            error.idempotency_key = key
+            raise error
+        elif known[2] == REJECTED:
+            _put_last(db, known[0], key)
+        else:
+            continue
+        more += 1
+    return more
+
+
+def _name(db: Connection) -> str:
+    ((_, _, path),) = db.execute("PRAGMA database_list")
+    return str(path)
+
+
+def _again(
+    db: Connection, keys: Iterable[str] | None, new_key: Callable[[], str]
+) -> int:
+    query = "SELECT id, key, state FROM events WHERE "
+    if keys is None:
+        found = db.execute(query + "state = 'rejected' ORDER BY id").fetchall()
+    else:
+        query += "key = ? AND state IN ('rejected', 'unknown')"
+        found = sorted(row for key in keys for row in db.execute(query, (key,)))
+    for place, key, state in found:
+        _put_last(db, place, new_key() if state == REJECTED else key)
+    return len(found)
+
+
+def _put_last(db: Connection, place: int, key: str) -> None:
+    """Make an event pending as if it had been added now, under that key."""
+    (known,) = db.execute("SELECT * FROM events WHERE id = ?", (place,))
+    db.execute("DELETE FROM events WHERE id = ?", (place,))
+    _, _, body, email, user_id, *_, at = known
+    db.execute(_INSERT, (key, body, email, user_id, at))

@@ -1,0 +1,310 @@
+"""One SQLite file, held open by one thread: the only module that knows sqlite3.
+
+What several callers want in the same moment is committed in one go (group
+commit), because the flush to the disk is what takes the time. One connection
+and one owner per file: SQLite before 3.51.3 can damage a write-ahead log that
+two connections reset at once (https://sqlite.org/wal.html#walresetbug).
+"""
+
+import asyncio
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import attrs
+
+from .errors import JournalError, LoopsError
+
+_T = TypeVar("_T")
+
+Connection: TypeAlias = sqlite3.Connection
+Work: TypeAlias = Callable[[Connection], _T]
+"""Reads or writes; all of it is committed, or nothing."""
+
+_LOCKED_FOR: Final = 1.0  # seconds to wait for another owner to let go
+_AGAIN: Final = 1.0  # seconds until what must not be lost is tried again
+
+
+@attrs.define(eq=False)
+class _Order(Generic[_T]):
+    work: Work[_T]
+    done: "asyncio.Future[_T]"
+    keep: bool
+    result: Any = None
+    failure: LoopsError | None = None
+
+
+@attrs.frozen
+class Format:
+    """What is in a file.
+
+    Attributes:
+        name: Of what it is, for people.
+        application: SQLite's application_id.
+        version: Of the schema; a file of a newer one is refused.
+        schema: The statements that make its tables.
+    """
+
+    name: str
+    application: int
+    version: int
+    schema: tuple[str, ...]
+
+
+class Store:
+    """An open file; belongs to the running event loop."""
+
+    def __init__(self, path: Path, file_format: Format) -> None:
+        self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._orders: list[_Order[Any]] = []  # not given to the thread yet
+        self._busy = False
+        self._closing = False
+        self._opened: asyncio.Future[None] = self._loop.create_future()
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        # A daemon: who forgets to close the file can leave all the same, for
+        # what was acknowledged is on the disk.
+        self._thread = threading.Thread(
+            target=_serve,
+            args=(path, file_format, self._loop, self._inbox, self._opened),
+            name=f"journal {path.name}",
+            daemon=True,
+        )
+
+    def __del__(self) -> None:
+        self._inbox.put(None)  # the thread lets the file go
+
+    async def open(self) -> None:
+        """Open the file; make it, for its owner's eyes only, if there is none.
+
+        Raises:
+            JournalError: if it cannot be opened or written, is damaged, is
+                something else, or somebody else has it open.
+        """
+        self._thread.start()
+        await asyncio.shield(self._opened)
+
+    def do(self, work: Work[_T], *, keep: bool = False) -> "asyncio.Future[_T]":
+        """Have something done, after all that was asked for before.
+
+        Args:
+            work: What to do, in the thread.
+            keep: Whether to try it until it works, or the store is closed.
+
+        Returns:
+            What it returned, when it is durable; fails with a JournalError, or
+            the LoopsError that the work raised.
+            Cancelling it takes back only what the thread does not have yet.
+        """
+        done: asyncio.Future[_T] = self._loop.create_future()
+        if self._closing:
+            done.set_exception(JournalError("the journal is closed"))
+            return done
+        return self._ordered(_Order(work, done, keep))
+
+    async def close(self) -> None:
+        """Do what was asked for, and close the file."""
+        if not self._closing:
+            self._closing = True
+            last = self._ordered(_Order(_nothing, self._loop.create_future(), False))
+            last.add_done_callback(self._end)
+        await asyncio.shield(self._closed)
+
+    def _end(self, last: "asyncio.Future[None]") -> None:
+        last.exception()  # if so the others, whom it concerns, have it too
+        self._inbox.put(self._closed)
+
+    def _ordered(self, order: _Order[_T]) -> "asyncio.Future[_T]":
+        self._orders.append(order)
+        if not self._busy:
+            self._busy = True
+            # In the next turn, with all that is asked for in this one.
+            self._loop.call_soon(self._pass_on)
+        return order.done
+
+    def _pass_on(self) -> None:
+        orders = [order for order in self._orders if not order.done.cancelled()]
+        self._orders.clear()
+        self._busy = bool(orders)
+        if orders:
+            self._inbox.put((orders, self._finished))
+
+    def _finished(self, orders: list[_Order[Any]]) -> None:
+        again = []
+        for order in orders:
+            if order.done.cancelled():
+                continue
+            if order.failure is None:
+                order.done.set_result(order.result)
+            elif order.keep and not self._closing:
+                again.append(order)
+            else:
+                order.done.set_exception(order.failure)
+        if again:
+            self._orders[:0] = again
+            self._loop.call_later(_AGAIN, self._pass_on)
+        else:
+            # After those who now wake up have said what they want next.
+            self._loop.call_soon(self._pass_on)
+
+
+_Message: TypeAlias = (
+    "tuple[list[_Order[Any]], Callable[[list[_Order[Any]]], None]]"
+    " | asyncio.Future[None] | None"
+)
+"""Orders, with whom to tell; the end, with what to resolve; or just the end."""
+
+
+# In the thread. The connection is a local of it, so that a forked child, where
+# the thread does not exist, never closes it: that would edit the parent's file.
+
+
+def _serve(
+    path: Path,
+    file_format: Format,
+    loop: asyncio.AbstractEventLoop,
+    inbox: "queue.SimpleQueue[_Message]",
+    opened: "asyncio.Future[None]",
+) -> None:
+    def tell(what: Callable[..., object], *args: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed, nobody listens
+            loop.call_soon_threadsafe(what, *args)
+
+    try:
+        db = _open(path, file_format)
+    except JournalError as error:
+        tell(_fail, opened, error)
+        return
+    tell(_end, opened)
+    while isinstance(message := inbox.get(), tuple):
+        orders, finished = message
+        _commit(path, db, orders)
+        tell(finished, orders)
+        del orders, finished, message  # they hold who should be let go
+    with suppress(sqlite3.Error):  # what is on the disk stays there
+        db.close()
+    if message is not None:
+        tell(_end, message)
+
+
+def _fail(future: "asyncio.Future[None]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _end(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _nothing(_: Connection) -> None:
+    pass
+
+
+def _commit(path: Path, db: Connection, orders: list[_Order[Any]]) -> None:
+    """Do all, or if that fails each by itself."""
+    if not _done(path, db, orders) and len(orders) > 1:
+        for order in orders:
+            _done(path, db, [order])
+
+
+def _done(path: Path, db: Connection, orders: list[_Order[Any]]) -> bool:
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        for order in orders:
+            order.failure = None
+            order.result = order.work(db)
+        db.execute("COMMIT")
+    except Exception as error:  # noqa: BLE001 - whoever asked is told
+        with suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        for order in orders:
+            order.failure = (
+                error if isinstance(error, LoopsError) else _ours(path, error)
+            )
+        return False
+    return True
+
+
+def _open(path: Path, file_format: Format) -> Connection:
+    try:
+        new = _make(path)
+        db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_FOR)
+    except (OSError, sqlite3.Error) as error:
+        raise _ours(path, error) from None
+    try:
+        # A lock that is kept, and no memory shared with anybody.
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        without_tables = new or _is_bare(path, db, file_format)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("BEGIN IMMEDIATE")
+        if without_tables:
+            for statement in file_format.schema:
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {file_format.application}")
+            db.execute(f"PRAGMA user_version = {file_format.version}")
+        db.execute("COMMIT")
+    except BaseException as error:
+        db.close()
+        if new:
+            path.unlink()
+        if isinstance(error, sqlite3.Error):
+            raise _ours(path, error) from None
+        raise
+    return db
+
+
+def _make(path: Path) -> bool:
+    """Make the file if there is none; return whether there was none."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:  # never opened but by SQLite: closing drops its locks
+        return False
+    return True
+
+
+def _is_bare(path: Path, db: Connection, file_format: Format) -> bool:
+    """Check what is there; return whether its tables were never made."""
+    ((application,),) = db.execute("PRAGMA application_id")
+    ((version,),) = db.execute("PRAGMA user_version")
+    ((tables,),) = db.execute("SELECT count(*) FROM sqlite_master")
+    if not path.stat().st_size:
+        what = "is empty, so no journal; delete it if it never was one"
+    elif not tables:
+        return True
+    elif application != file_format.application:
+        what = f"is not {file_format.name}"
+    elif version > file_format.version:
+        what = f"was made by a newer loops-async, in format {version}"
+    else:
+        ((verdict,),) = db.execute("PRAGMA quick_check(1)")
+        if verdict == "ok":
+            return False
+        what = f"is damaged: {verdict}"
+    raise JournalError(f"{path} {what}")
+
+
+def _ours(path: Path, error: Exception) -> JournalError:
+    """Return what is wrong in our words; its own frames hold events."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    text, retryable = _MEANINGS.get(code, ("cannot be used", False))
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    what = f"{path} {text}: {type(error).__name__}: {said}"
+    return JournalError(what, retryable=retryable)
+
+
+_MEANINGS: Final = {
+    sqlite3.SQLITE_FULL: ("cannot grow, the disk is full", True),
+    sqlite3.SQLITE_IOERR: ("cannot be read or written", True),
+    sqlite3.SQLITE_BUSY: ("is in use by another process, or twice by this one", True),
+    sqlite3.SQLITE_READONLY: ("cannot be written", False),
+    sqlite3.SQLITE_CANTOPEN: ("cannot be opened", False),
+    sqlite3.SQLITE_CORRUPT: ("is damaged", False),
+    sqlite3.SQLITE_NOTADB: ("is damaged, or no journal", False),
+}
