@@ -12,8 +12,11 @@ BENCHMARKS = {
     "fleet": "processes that share a key, uncoordinated",
     "interactive": "the wait of a send_event beside a bulk run",
     "memory": "a million events streamed",
+    "outbox": "durable puts a second, beside other stores on the same disk",
+    "backfill": "a million rows of CSV checked and journalled",
 }
-PICTURED = ("throughput", "limits", "fleet", "interactive", "memory")
+PICTURED = ("throughput", "limits", "fleet", "interactive", "memory", "outbox")
+OPTIONS = {"fleet": "seconds", "memory": "events", "backfill": "rows"}
 
 
 def main() -> None:
@@ -36,23 +39,23 @@ def main() -> None:
     parser.add_argument(
         "--events", type=int, help="streamed by memory, 1000000 if none"
     )
+    parser.add_argument("--rows", type=int, help="read by backfill, 1000000 if none")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    options = {"fleet": "seconds", "memory": "events"}
     missed = []
     for name in arguments.names or BENCHMARKS:
         print(f"\n== {name}: {BENCHMARKS[name]}", flush=True)
         benchmark = import_module(f".{name}", __package__)
-        if name not in PICTURED:
+        if name not in PICTURED and name not in OPTIONS:
             good = benchmark.main()
         else:
-            option = options.get(name, "")
+            option = OPTIONS.get(name, "")
             value = getattr(arguments, option, None)
             chosen = {} if value is None else {option: value}
             rows = benchmark.measure(**chosen)
             good = benchmark.report(rows)
-            if arguments.pictures:
+            if arguments.pictures and name in PICTURED:
                 pictures = import_module(".pictures", __package__)
                 given = [f"--{what} {value:g}" for what, value in chosen.items()]
                 command = ["python -m benchmarks", name, "--pictures", *given]

@@ -18,9 +18,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from . import interactive, limits, memory, throughput
+from . import interactive, limits, memory, outbox, throughput
 from .table import Row
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -262,6 +262,37 @@ def _memory(rows: list[Row]) -> Figure:
     return figure
 
 
+def _outbox(rows: list[Row]) -> Figure:
+    shown = [row for row in rows if row["what"] == "puts"]
+    most = max(row["rate"] for row in shown)
+    faster = outbox.ratio(
+        rows, "rate", outbox.PROMISED, outbox.OURS, outbox.COMMIT_EACH
+    )
+    title = (
+        f"Durable puts, {outbox.PROMISED} producers: {faster:.1f} times a commit each"
+    )
+    figure, panels = _panels(title, 3.2, ncols=3, sharey=True)
+    for axes, producers in zip(panels, outbox.PRODUCERS, strict=True):
+        lines = [row for row in shown if row["producers"] == producers]
+        for place, row in enumerate(lines):
+            color = OURS if row["contender"] == outbox.OURS else OTHERS
+            axes.barh(place, row["rate"], height=0.7, color=color)
+            text = f" {row['rate']:,.0f}"
+            axes.text(row["rate"], place, text, va="center", size=8.5)
+        axes.set_title(f"{producers} producer{'s' * (producers > 1)}")
+        axes.set_xlim(0, most * 1.3)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_yticks(range(len(lines)), [row["contender"] for row in lines])
+        axes.tick_params(axis="y", length=0)
+    panels[0].invert_yaxis()
+    panels[0].get_yticklabels()[0].set_fontweight("bold")
+    panels[0].set_xlabel(
+        f"events a second, each flushed to the disk ({shown[0]['disk']})", loc="left"
+    )
+    return figure
+
+
 _FILES = {"limits": "limit"}
 _DRAWERS: dict[str, Callable[[list[Row]], Figure]] = {
     "limits": _limits,
@@ -269,6 +300,7 @@ _DRAWERS: dict[str, Callable[[list[Row]], Figure]] = {
     "fleet": _fleet,
     "interactive": _interactive,
     "memory": _memory,
+    "outbox": _outbox,
 }
 
 

@@ -1,5 +1,8 @@
 """The asyncio-native Python SDK for the Loops.so Events API."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._client import AsyncLoopsClient
 from ._codec import event_from_record, event_to_record
 from ._events import Event
@@ -34,11 +37,18 @@ from .errors import (
     UnexpectedResponseError,
 )
 
+if TYPE_CHECKING:
+    from ._backfill import BackfillReport, Preview, Progress, backfill
+    from ._input import Reading
+    from ._journal import Failure
+    from ._outbox import Outbox, OutboxStats
+
 __all__ = [
     "APIError",
     "AsyncLoopsClient",
     "Attempt",
     "AuthenticationError",
+    "BackfillReport",
     "BadRequestError",
     "ClientClosedError",
     "ClientStats",
@@ -47,6 +57,7 @@ __all__ = [
     "ConnectionLostError",
     "DeadlineExceededError",
     "Event",
+    "Failure",
     "ForbiddenError",
     "IdempotencyConflictError",
     "InvalidEventError",
@@ -54,11 +65,16 @@ __all__ = [
     "LoopsError",
     "NotFoundError",
     "NotTriedError",
+    "Outbox",
+    "OutboxStats",
     "Outcome",
     "PayloadTooLargeError",
+    "Preview",
+    "Progress",
     "RateLimit",
     "RateLimitError",
     "RateLimiter",
+    "Reading",
     "Receipt",
     "RecipientNotAllowedError",
     "RequestTimeoutError",
@@ -68,6 +84,26 @@ __all__ = [
     "TransportError",
     "UnexpectedResponseError",
     "__version__",
+    "backfill",
     "event_from_record",
     "event_to_record",
 ]
+
+# What needs SQLite is imported when it is asked for.
+_LATER = {
+    "BackfillReport": "._backfill",
+    "Failure": "._journal",
+    "Outbox": "._outbox",
+    "OutboxStats": "._outbox",
+    "Preview": "._backfill",
+    "Progress": "._backfill",
+    "Reading": "._input",
+    "backfill": "._backfill",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(_LATER[name], __name__), name)

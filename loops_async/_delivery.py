@@ -114,6 +114,8 @@ class Delivery:
             if lane is not None:
                 assert isinstance(tried, BulkTried)
                 tried.begins(sent)
+                if tried.attempts:
+                    lane.resumed()
             sending = False
             try:
                 secret = self._api_key
@@ -128,13 +130,10 @@ class Delivery:
                 if end is not None and hurried:
                     limit = max(end - sent, 0.001)
                 tried.attempts += 1
-                if lane is not None:
-                    if tried.attempts == 1:
-                        # Of many, an event's first has all the time it can have.
-                        hurried = False
-                        lane.sent(call.key)
-                    else:
-                        lane.resumed()
+                if lane is not None and tried.attempts == 1:
+                    # Of many, an event's first has all the time it can have.
+                    hurried = False
+                    lane.sent(call.key)
                 sending = True
                 self.counts.requests += 1
                 result: Answer | LoopsError = await self.transport.exchange(

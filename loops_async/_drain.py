@@ -71,6 +71,8 @@ class Drain:
         self._clock = clock
         self._steady = steady
         self._rows: dict[str | None, Row] = {}
+        self._stamps: dict[int, tuple[float, bool]] = {}  # of rows in earlier runs
+        self._ending: set[int] = set()  # rows whose end is not on the disk yet
         self._news = asyncio.Event()
         self._fan_out: FanOut[Row, Sent] | None = None
         self.policy = attrs.evolve(
@@ -112,15 +114,24 @@ class Drain:
         last = 0
         while True:
             self._news.clear()
-            rows = await self._journal.pending(last, _PAGE)
-            for row in rows:
-                last = row.id
+            page = await self._journal.pending(last, _PAGE)
+            for row in [row for row in page if row.id not in self._ending]:
+                self._remember_stamp(row)
                 self._rows[row.idempotency_key] = row
                 yield row
-            if not rows:
+            if page:
+                last = page[-1].id
+            else:
                 if until_empty:
                     return
                 await self._news.wait()
+
+    def _remember_stamp(self, row: Row) -> None:
+        """Tell when it was made by the clock that nobody can set back."""
+        known = self._stamps.pop(row.id, None)
+        if row.ambiguous_since is not None:
+            began = self._steady() - (self._clock() - row.ambiguous_since)
+            row.stamped, row.stamped_here = known or (began, False)
 
     async def begins(self, key: str | None, tried: Tried) -> None:
         """Stamp the row of which maybe nobody will know; see `Record`."""
@@ -130,12 +141,12 @@ class Drain:
         now = self._clock()
         if row.ambiguous_since is None:
             row.ambiguous_since, row.stamped = now, self._steady()
-            row.stamp_is_new = True
+            row.stamp_is_new = row.stamped_here = True
             await self._journal.stamp(row)
             return
         row.stamp_is_new = False
         age = now - row.ambiguous_since
-        if row.stamped is not None:  # by this process: clocks can be set back
+        if age >= 0 or row.stamped_here:  # else who knows what time it was
             age = max(age, self._steady() - row.stamped)
         if not 0 <= age <= KNOWN_FOR:
             text = (
@@ -162,10 +173,14 @@ class Drain:
             if stops(error) and error.attempts:  # the others are noted already
                 self.failed(row.idempotency_key, error)
             del self._rows[row.idempotency_key]
+            if row.ambiguous_since is not None:
+                self._stamps[row.id] = row.stamped, row.stamped_here
             return  # it stays pending
         del self._rows[row.idempotency_key]
+        self._ending.add(row.id)
         if error is not None:
-            row.attempts += min(error.attempts, 1)
+            if not isinstance(error, ForgottenKeyError):  # its are noted already
+                row.attempts += min(error.attempts, 1)
             before = not error.attempts and row.ambiguous_since is not None
             state = UNKNOWN if before or error.maybe_accepted else REJECTED
             done = self._journal.ended(row, state, _line(error))
@@ -180,6 +195,7 @@ class Drain:
             )
 
         def tell(written: "asyncio.Future[None]") -> None:
+            self._ending.discard(row.id)
             if not looked_at(written):
                 self._on_end(row, state)
 

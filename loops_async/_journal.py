@@ -65,7 +65,8 @@ class Row:
         attempts: Requests made, as far as is known.
         ambiguous_since: Unix time of the first attempt of which nobody knows
             whether it was accepted; None if there was none.
-        stamped: Monotonic seconds at which this process noted that.
+        stamped: The same in this process's monotonic seconds.
+        stamped_here: Whether this process noted it, and not one before.
         stamp_is_new: Whether it did so for the attempt under way.
     """
 
@@ -76,7 +77,8 @@ class Row:
     user_id: str | None
     attempts: int
     ambiguous_since: float | None
-    stamped: float | None = None
+    stamped: float = 0.0
+    stamped_here: bool = False
     stamp_is_new: bool = False
 
 
@@ -117,15 +119,19 @@ class Journal:
         self.do = self._store.do
         self.close = self._store.close
 
-    def add(self, events: Iterable[New]) -> "asyncio.Future[int]":
-        """Add events, all or none, and return how many more are pending now.
+    def add(self, events: Iterable[New]) -> "asyncio.Future[tuple[int, int]]":
+        """Add events, all or none.
 
         One that is there already stays as it is, but is pending again if it
         was rejected. Fails with an InvalidEventError if a key already stands
         for other bytes.
+
+        Returns:
+            How many are new, and how many were rejected before.
         """
         at = time.time()
-        return self._store.do(lambda db: _add(db, events, at))
+        rows = list(events)  # a work may be done twice
+        return self._store.do(lambda db: _add(db, rows, at))
 
     def pending(self, after: int, most: int) -> "asyncio.Future[list[Row]]":
         """Return the next events that wait, by id."""
@@ -194,11 +200,22 @@ class Journal:
         chosen = None if keys is None else list(keys)
         return self._store.do(lambda db: _again(db, chosen, new_key))
 
-    def forget(self, keys: Iterable[str]) -> "asyncio.Future[int]":
-        """Remove rejected or unknown events; return how many."""
-        chosen = [(key,) for key in keys]
-        query = "DELETE FROM events WHERE key = ? AND state IN ('rejected', 'unknown')"
-        return self._store.do(lambda db: db.executemany(query, chosen).rowcount)
+    def forget(self, keys: Iterable[str] | None) -> "asyncio.Future[int]":
+        """Remove rejected or unknown events; None is every rejected one.
+
+        Returns:
+            How many.
+        """
+        chosen = None if keys is None else list(keys)
+
+        def work(db: Connection) -> int:
+            found = _chosen(db, chosen)
+            db.executemany(
+                "DELETE FROM events WHERE id = ?", [row[:1] for row in found]
+            )
+            return len(found)
+
+        return self._store.do(work)
 
     def purge(self, before: float) -> "asyncio.Future[None]":
         """Remove the accepted events that were kept since before that time."""
@@ -214,14 +231,15 @@ class Journal:
         return self._store.do(work, keep=keep)
 
 
-def _add(db: Connection, events: Iterable[New], at: float) -> int:
+def _add(db: Connection, events: Iterable[New], at: float) -> tuple[int, int]:
     find = "SELECT id, body, state FROM events WHERE key = ?"
-    more = 0
+    more = again = 0
     for event in events:
         key, body, _, _ = event
         known = db.execute(find, (key,)).fetchone()
         if known is None:
             db.execute(_INSERT, (*event, at))
+            more += 1
         elif known[1] != body:
             why = f"idempotency_key: another event in {_name(db)} has it"
             error = InvalidEventError(problems=[why])
@@ -229,10 +247,8 @@ def _add(db: Connection, events: Iterable[New], at: float) -> int:
             raise error
         elif known[2] == REJECTED:
             _put_last(db, known[0], key)
-        else:
-            continue
-        more += 1
-    return more
+            again += 1
+    return more, again
 
 
 def _name(db: Connection) -> str:
@@ -243,20 +259,27 @@ def _name(db: Connection) -> str:
 def _again(
     db: Connection, keys: Iterable[str] | None, new_key: Callable[[], str]
 ) -> int:
-    query = "SELECT id, key, state FROM events WHERE "
-    if keys is None:
-        found = db.execute(query + "state = 'rejected' ORDER BY id").fetchall()
-    else:
-        query += "key = ? AND state IN ('rejected', 'unknown')"
-        found = sorted(row for key in keys for row in db.execute(query, (key,)))
+    found = _chosen(db, keys)
     for place, key, state in found:
         _put_last(db, place, new_key() if state == REJECTED else key)
     return len(found)
 
 
+def _chosen(db: Connection, keys: Iterable[str] | None) -> list[tuple[int, str, str]]:
+    """Find the failures with these keys, or all that were rejected, in order."""
+    query = "SELECT id, key, state FROM events WHERE "
+    if keys is None:
+        return db.execute(query + "state = 'rejected' ORDER BY id").fetchall()
+    query += "key = ? AND state IN ('rejected', 'unknown')"
+    return sorted({row for key in keys for row in db.execute(query, (key,))})
+
+
 def _put_last(db: Connection, place: int, key: str) -> None:
     """Make an event pending as if it had been added now, under that key."""
-    (known,) = db.execute("SELECT * FROM events WHERE id = ?", (place,))
-    db.execute("DELETE FROM events WHERE id = ?", (place,))
-    _, _, body, email, user_id, *_, at = known
-    db.execute(_INSERT, (key, body, email, user_id, at))
+    ((last,),) = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+    db.execute(
+        "UPDATE events SET id = ?, key = ?, state = 'pending', attempts = 0, "
+        "ambiguous_since = NULL, error = NULL WHERE id = ?",
+        (last + 1, key, place),
+    )
+    db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'events'", (last + 1,))

@@ -132,7 +132,8 @@ class Outbox:
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_open", None) is not None:
+        opened = getattr(self, "_open", None)
+        if opened is not None and opened.process == os.getpid():
             text = f"unclosed outbox {self._path}: use async with, or await aclose()"
             warnings.warn(text, ResourceWarning, stacklevel=2)
 
@@ -203,7 +204,7 @@ class Outbox:
                 last = failure.id
                 yield failure
 
-    async def retry(self, keys: Iterable[str] | None = None) -> int:
+    async def retry(self, keys: str | Iterable[str] | None = None) -> int:
         """Send failures again, after all that is pending.
 
         What was rejected gets a new key, as Loops may have used the old one
@@ -217,11 +218,11 @@ class Outbox:
         Returns:
             How many.
         """
-        return await self._opened().retry(keys)
+        return await self._opened().retry([keys] if isinstance(keys, str) else keys)
 
-    async def forget(self, keys: Iterable[str]) -> int:
+    async def forget(self, keys: str | Iterable[str]) -> int:
         """Remove failures from the file; return how many."""
-        return await self._opened().forget(keys)
+        return await self._opened().forget([keys] if isinstance(keys, str) else keys)
 
     async def aclose(self, grace: float = 10.0) -> None:
         """Close the outbox; what was not sent stays in the file.
@@ -232,7 +233,7 @@ class Outbox:
             grace: Seconds to go on sending what is pending.
         """
         opened, self._open = self._open, None
-        if opened is not None:
+        if opened is not None and opened.process == os.getpid():
             await opened.close(grace)
 
     def _opened(self) -> "_Open":
@@ -270,6 +271,7 @@ class _Open:
         self._paused: str | None = None
         self._pause = _FIRST_PAUSE
         self._changed = asyncio.Event()
+        self._closing = self._closed = False
 
     @property
     def pending(self) -> int:
@@ -308,25 +310,28 @@ class _Open:
             self._counts[state] = known.get(state, 0)
 
     async def add(self, new: list[New]) -> None:
-        while self.pending and (
-            self.pending + self._promised + len(new) > self._capacity
-        ):
+        while self.pending + self._promised + len(new) > self._capacity:
             await self._change()
+            if self._closing:
+                raise ClientClosedError("the outbox was closed before there was room")
         self._promised += len(new)
         done = self.journal.add(new)
         done.add_done_callback(lambda added: self._added(added, len(new)))
         await asyncio.shield(done)
 
-    def _added(self, added: "asyncio.Future[int]", promised: int) -> None:
+    def _added(self, added: "asyncio.Future[tuple[int, int]]", promised: int) -> None:
         self._promised -= promised
+        self._changed.set()
         if not looked_at(added):
-            self._counts[PENDING] += added.result()
+            more, again = added.result()
+            self._counts[PENDING] += more + again
+            self._counts[REJECTED] -= again
             self._drain.wake()
 
     async def flush(self, timeout: float | None) -> int:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self.pending or self._promised:
+                while (self.pending or self._promised) and not self._closed:
                     await self._change()
         return self.pending
 
@@ -342,10 +347,16 @@ class _Open:
         return number
 
     async def close(self, grace: float) -> None:
-        await self.flush(grace)
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        await self.journal.close()
+        self._closing = True
+        self._changed.set()  # who waits for room is turned away
+        try:
+            await self.flush(grace)
+        finally:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            await self.journal.close()
+            self._closed = True
+            self._changed.set()  # who waits for the rest need not any more
 
     async def _change(self) -> None:
         self._changed.clear()

@@ -87,7 +87,11 @@ class Store:
                 something else, or somebody else has it open.
         """
         self._thread.start()
-        await asyncio.shield(self._opened)
+        try:
+            await asyncio.shield(self._opened)
+        except asyncio.CancelledError:
+            self._inbox.put(None)  # or the file would be held for nobody
+            raise
 
     def do(self, work: Work[_T], *, keep: bool = False) -> "asyncio.Future[_T]":
         """Have something done, after all that was asked for before.

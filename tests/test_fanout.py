@@ -184,6 +184,8 @@ def bytes_of(event: Event) -> bytes:
 
 def make(source: Any, send: Any, **settings: Any) -> FanOut:
     usual = {
+        "kind": Event,
+        "outcome": Outcome,
         "prepare": bytes_of,
         "has_room": getattr(send, "has_room", lambda: True),
         "lanes": set(),
@@ -304,7 +306,6 @@ class Model:
 
     def play(self) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_fanout, "LOOK_AHEAD", self.scenario.look_ahead)
             patch.setattr(_fanout, "_STOCK", self.scenario.stock)
             virtual.run(self._main())
 
@@ -321,7 +322,12 @@ class Model:
             lambda event: plans[event.idempotency_key],
             None if slots is None else asyncio.Semaphore(slots),
         )
-        self.run = make(self._source(), self.sends, on_outcome=self.told.append)
+        self.run = make(
+            self._source(),
+            self.sends,
+            on_outcome=self.told.append,
+            look_ahead=self.scenario.look_ahead,
+        )
         consumer = asyncio.create_task(self._consume())
         if self.scenario.cancelled is not None:
             # Not before it has begun.

@@ -17,10 +17,12 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
 def test_every_python_block_of_the_readme_runs(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In one go, from top to bottom, against a sandbox in place of Loops."""
-    assert len(BLOCKS) >= 7
+    assert len(BLOCKS) >= 9
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "signups.csv").write_text("email\nada@example.com\nbo@example.com\n")
 
     async def run_all() -> list[str]:
         async with Sandbox() as sandbox:
@@ -45,6 +47,7 @@ def test_every_python_block_of_the_readme_runs(
         *["planUpgraded"] * 2,
         *["signup"] * 20,
         *["planUpgraded"] * 2,
+        *["signup"] * 3,
     ]
 
 

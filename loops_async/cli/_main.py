@@ -10,7 +10,13 @@ from loops_async import __version__
 from ._result import INTERRUPTED
 
 # Command to the module that has it as ``command``, in the order of the help.
-_COMMANDS: Final = {"demo": "_demo", "send": "_send", "sandbox": "_sandbox"}
+_COMMANDS: Final = {
+    "demo": "_demo",
+    "send": "_send",
+    "backfill": "_backfill",
+    "outbox": "_outbox",
+    "sandbox": "_sandbox",
+}
 
 
 class _Commands(click.Group):

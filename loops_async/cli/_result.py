@@ -12,6 +12,7 @@ from loops_async import (
     ConfigurationError,
     Event,
     InvalidEventError,
+    JournalError,
     LoopsError,
     RateLimit,
     Receipt,
@@ -107,6 +108,8 @@ def exit_code(error: LoopsError) -> int:
     """Return the exit code; that nobody knows outweighs why."""
     if isinstance(error, SendInterruptedError):
         return INTERRUPTED
+    if isinstance(error, JournalError):
+        return CONFIGURATION
     if error.maybe_accepted or error.retryable:
         return UNKNOWN
     if isinstance(error, ConfigurationError | AuthenticationError):

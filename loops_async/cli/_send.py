@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from typing import Any, BinaryIO, Final
+from typing import Any
 
 import attrs
 import click
@@ -12,10 +12,9 @@ from rich.text import Text
 from loops_async import AsyncLoopsClient, Attempt, Event, LoopsError
 
 from . import _pairs, _show
+from ._options import client_options
 from ._result import Result, SendInterruptedError, accepted, exit_code, failed
 from ._words import words
-
-_MOST_KEY_BYTES: Final = 4096
 
 
 @attrs.frozen(kw_only=True)
@@ -27,16 +26,6 @@ class _Settings:
     timeout: float
     deadline: float
     dry_run: bool
-
-
-def _no_key_here(_: click.Context, __: click.Parameter, given: str | None) -> None:
-    if given is not None:
-        msg = (
-            "the API key is not taken from the command line, where other processes "
-            "and the shell's history see it: set LOOPS_API_KEY, or write it to a "
-            "file and pass --api-key-file FILE (- is standard input)"
-        )
-        raise click.UsageError(msg)
 
 
 @click.command("send", short_help="Send one event.")
@@ -73,14 +62,7 @@ def _no_key_here(_: click.Context, __: click.Parameter, given: str | None) -> No
     metavar="KEY",
     help="The idempotency key; one is made if you give none.",
 )
-@click.option(
-    "--api-key-file",
-    "key_file",
-    type=click.File("rb"),
-    help="Read the API key from a file, - is standard input. "
-    "Otherwise it comes from LOOPS_API_KEY.",
-)
-@click.option("--base-url", metavar="URL", help="Instead of LOOPS_BASE_URL or Loops.")
+@client_options
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
@@ -99,20 +81,9 @@ def _no_key_here(_: click.Context, __: click.Parameter, given: str | None) -> No
 )
 @click.option("--dry-run", is_flag=True, help="Check and show it; needs no key.")
 @click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
-@click.option(
-    "--api-key",
-    "--apikey",
-    "--api_key",
-    "--token",
-    is_flag=False,
-    flag_value="",
-    expose_value=False,
-    hidden=True,
-    callback=_no_key_here,
-)
 def command(
     *,
-    key_file: BinaryIO | None,
+    api_key: str | None,
     base_url: str | None,
     timeout: float,
     deadline: float,
@@ -140,7 +111,7 @@ def command(
       130  interrupted
     """  # noqa: D301 - click reads \b
     settings = _Settings(
-        api_key=None if key_file is None else _read_key(key_file),
+        api_key=api_key,
         base_url=base_url,
         timeout=timeout,
         deadline=deadline,
@@ -162,11 +133,6 @@ def command(
         _end(interrupted, event, dry_run=dry_run, as_json=as_json)
     else:
         click.echo(result.to_json()) if as_json else _show_result(result, event)
-
-
-def _read_key(file: BinaryIO) -> str:
-    # What is no UTF-8 is no key either, and is refused as one.
-    return file.read(_MOST_KEY_BYTES).decode("utf-8-sig", errors="replace")
 
 
 def _check_not_api_key(key: str | None, settings: _Settings) -> None:

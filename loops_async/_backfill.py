@@ -1,0 +1,433 @@
+"""Backfill: files of events, sent once each however often it is interrupted.
+
+The data's one way: input -> every row checked and entered into the journal ->
+a question -> the drain -> the journal's books -> report and rejects.
+"""
+
+import asyncio
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from inspect import isawaitable
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import attrs
+
+from ._book import INVALID, Bad, Book, Changes, Good
+from ._drain import Drain
+from ._input import Item, Reading, fingerprint, read
+from ._journal import ACCEPTED, DUPLICATE, PENDING, REJECTED, UNKNOWN, Row
+from .errors import ConfigurationError, LoopsError, NotTriedError
+
+if TYPE_CHECKING:
+    from ._client import AsyncLoopsClient
+
+FilePath: TypeAlias = str | os.PathLike[str]
+
+_BATCH: Final = 500  # rows between two turns of the event loop
+_MOST_CONTACTS: Final = 500_000  # counted; 100 bytes each
+_MOST_NAMES: Final = 1000
+_OTHERS: Final = "(others)"
+_FIRST_PROBLEMS: Final = 20
+_USED: Final = 0.95  # of the rate limit, at usual round trips
+
+
+@attrs.frozen(kw_only=True)
+class Preview:
+    """What a backfill would send.
+
+    Attributes:
+        rows: In the input.
+        invalid: Rows that cannot be sent.
+        problems: The first of these, as ``file:line: problem``.
+        events: Valid rows by event name; of the first 1,000 names.
+        contacts: Different contacts, counted to 500,000.
+        to_send: Rows still to be sent.
+        seconds: That this takes at least; None without a rate limit.
+        changes: What is different since the input was read before; None the
+            first time.
+    """
+
+    rows: int
+    invalid: int
+    problems: tuple[str, ...]
+    events: Mapping[str, int]
+    contacts: int
+    to_send: int
+    seconds: float | None
+    changes: Changes | None
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """How far a backfill is; each row is counted in exactly one part.
+
+    Attributes:
+        rows: In the input.
+        accepted: Loops has them.
+        duplicates: Loops has them, and said that it had their keys before.
+        invalid: Not sent, because of what they say.
+        rejected: Refused by Loops.
+        unknown: Nobody knows; sent again only with ``resend_unknown``.
+        pending: Not sent yet.
+    """
+
+    rows: int
+    accepted: int
+    duplicates: int
+    invalid: int
+    rejected: int
+    unknown: int
+    pending: int
+
+
+@attrs.frozen(kw_only=True)
+class BackfillReport(Progress):
+    """What became of the rows; run it again for those that are pending.
+
+    Attributes:
+        stopped_by: Why there are pending ones, if not because it was told to
+            stop.
+        journal: The file that knows all this.
+        rejects: The file of what was invalid or rejected, if anything was.
+        elapsed: Seconds.
+    """
+
+    stopped_by: LoopsError | None
+    journal: Path
+    rejects: Path | None
+    elapsed: float
+
+    def __str__(self) -> str:
+        parts = {
+            "accepted": self.accepted,
+            "accepted before": self.duplicates,
+            "invalid": self.invalid,
+            "rejected": self.rejected,
+            "unknown": self.unknown,
+            "pending": self.pending,
+        }
+        said = [f"{n:,} {name}" for name, n in parts.items() if n or name == "accepted"]
+        text = f"{self.rows:,} rows in {self.elapsed:.1f} s: {', '.join(said)}"
+        if self.stopped_by is not None:
+            text += f"; stopped by: {self.stopped_by}"
+        return text
+
+
+Confirm: TypeAlias = Callable[[Preview], bool | Awaitable[bool]]
+
+
+async def backfill(
+    paths: FilePath | Iterable[FilePath], client: "AsyncLoopsClient", **options: Any
+) -> BackfillReport:
+    """Send the events of CSV and JSON Lines files, each once.
+
+    Checks every row first, then sends the good ones in order, each contact's
+    one after the other, within the client's rate limit, and waits for it all.
+    Killed at any moment and run again it goes on where it was. Run again when
+    it is done it sends nothing.
+
+    Args:
+        paths: One file, or several that are one run.
+        client: What to send with. Give it a rate limit below the team's
+            (``rate_limit=8``), or live traffic meets 429s meanwhile.
+        **options: As in `Backfill`.
+
+    Returns:
+        The books of the run.
+
+    Raises:
+        ConfigurationError: if a file or an option cannot be used.
+        JournalError: if the journal cannot.
+    """
+    return await Backfill(paths, client, **options).run()
+
+
+class Backfill:
+    """One run of `backfill`, which can be told to stop.
+
+    Args:
+        paths: One file, or several that are one run.
+        client: What to send with.
+        reading: How the files are to be read.
+        journal: The file that makes it safe to run it again; None is beside
+            the first input, with ``.journal.db`` added to its name.
+        rejects: Where to write what was not accepted, as JSON Lines that can
+            be mended and sent as a run of their own; None is beside the first
+            input, with ``.rejects.jsonl`` added.
+        confirm: Asked, with what would be sent, before anything new is; None
+            sends. Old events start workflows like new ones.
+        on_progress: Called after each event.
+        on_read: Called with how many rows are checked, now and then.
+        max_errors: Stop when more rows are invalid or rejected; None never.
+        resend_unknown: Send again, under their keys, those of which nobody
+            knows; if Loops took them more than a day ago it takes them twice.
+
+    Raises:
+        ConfigurationError: if two of the files are one.
+    """
+
+    def __init__(
+        self,
+        paths: FilePath | Iterable[FilePath],
+        client: "AsyncLoopsClient",
+        *,
+        reading: Reading = Reading(),  # noqa: B008 - it is frozen
+        journal: FilePath | None = None,
+        rejects: FilePath | None = None,
+        confirm: Confirm | None = None,
+        on_progress: Callable[[Progress], object] | None = None,
+        on_read: Callable[[int], object] | None = None,
+        max_errors: int | None = None,
+        resend_unknown: bool = False,
+    ) -> None:
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
+        self.paths = [Path(path) for path in paths]
+        if not self.paths:
+            raise ConfigurationError("a backfill needs a file")
+        first = self.paths[0]
+        self.journal = Path(journal or f"{first}.journal.db")
+        self.rejects = Path(rejects or f"{first}.rejects.jsonl")
+        files = [path.resolve() for path in (*self.paths, self.journal, self.rejects)]
+        for path in files:
+            if files.count(path) > 1:
+                raise ConfigurationError(f"{path} is given twice, or is two things")
+        self._client = client
+        self._reading = reading
+        self.confirm = confirm
+        self.on_progress = on_progress
+        self.on_read = on_read
+        self._most_errors = math.inf if max_errors is None else max_errors
+        self._resend_unknown = resend_unknown
+        self._drain: Drain | None = None
+        self.stopping = False
+        self._stopped_by: LoopsError | None = None
+
+    def stop(self) -> None:
+        """Read and send nothing more; what is under way ends."""
+        self.stopping = True
+        if self._drain is not None:
+            self._drain.stop()
+
+    async def check(self) -> Preview:
+        """Check the whole input; write and send nothing."""
+        seen = _Seen(self.paths)
+        for items in self._batches():
+            seen.sort(items, self._client)
+            await asyncio.sleep(0)
+        return self._preview(seen.summary(), seen.rows - seen.invalid, None)
+
+    async def run(self) -> BackfillReport:
+        """Send what is not sent yet; see `backfill`."""
+        began = time.monotonic()
+        mark = await asyncio.to_thread(self._mark)
+        is_new = not self.journal.exists()
+        book = Book(self.journal)
+        await book.open()
+        agreed = False
+        try:
+            number, agreed = await self._enter(book, mark)
+            if agreed and not self.stopping:
+                await self._send(book, number)
+            return await self._report(book, number, began)
+        finally:
+            await book.close()
+            if is_new and not agreed:  # so nothing was sent
+                self.journal.unlink()
+
+    def _mark(self) -> dict[str, Any]:
+        """Return what tells this input, read this way, from every other."""
+        prints = [fingerprint(path) for path in self.paths]
+        return {"inputs": prints, "reading": attrs.asdict(self._reading)}
+
+    def _batches(self) -> Iterator[list[Item]]:
+        items = chain.from_iterable(read(path, self._reading) for path in self.paths)
+        while batch := list(islice(items, _BATCH)):
+            yield batch
+
+    async def _enter(self, book: Book, mark: dict[str, Any]) -> tuple[int, bool]:
+        """See to it that all rows are in the journal, and may be sent.
+
+        Returns:
+            The number of the pass that read them, and whether they may.
+        """
+        facts = await book.facts()
+        number, agreed = facts.get("passes", 0), facts.get("agreed", False)
+        summary: dict[str, Any] = facts.get("summary", {})
+        changes = None
+        if facts.get("mark") != mark:
+            number += 1
+            run = facts.get("run", str(self.journal.resolve()))
+            await book.note(run=run, passes=number, mark=None)
+            summary = await self._read(book, run, number)
+            if self.stopping:
+                return number, agreed
+            changes = await book.end(number, facts.get("complete"))
+            agreed = agreed and (changes is None or not changes.new)
+            await book.note(mark=mark, complete=number, summary=summary, agreed=agreed)
+        if self._resend_unknown:
+            await book.send_unknown(number)
+        tally = await book.tally(number)
+        if tally[INVALID] > self._most_errors:
+            text = f"{tally[INVALID]:,} rows are invalid, more than {self._most_errors}"
+            self._stopped_by = NotTriedError(text)
+            return number, False
+        if tally.get(PENDING) and not agreed:
+            agreed = await self._agrees(self._preview(summary, tally[PENDING], changes))
+            await book.note(agreed=agreed)
+            if not agreed:
+                self._stopped_by = NotTriedError("it was not confirmed")
+        return number, agreed
+
+    async def _read(self, book: Book, run: str, number: int) -> dict[str, Any]:
+        """Check and enter every row; return a summary."""
+        seen = _Seen(self.paths)
+        entered = book.enter(run, number, [], [])
+        for items in self._batches():
+            good, bad = seen.sort(items, self._client)
+            seen.refuse(await entered)  # the last batch, while this one was read
+            if self.stopping:
+                break
+            entered = book.enter(run, number, good, bad)
+            if self.on_read is not None:
+                self.on_read(seen.rows)
+        seen.refuse(await entered)
+        return seen.summary()
+
+    def _preview(
+        self, summary: dict[str, Any], to_send: int, changes: Changes | None
+    ) -> Preview:
+        limiter = self._client._limiter
+        seconds = None
+        if limiter is not None:
+            seconds = to_send * limiter.period / (limiter.limit * _USED)
+        return Preview(**summary, to_send=to_send, seconds=seconds, changes=changes)
+
+    async def _agrees(self, preview: Preview) -> bool:
+        if self.confirm is None:
+            return True
+        answer = self.confirm(preview)
+        return bool(await answer if isawaitable(answer) else answer)
+
+    async def _send(self, book: Book, number: int) -> None:
+        tally = await book.tally(number)
+        self._tell(tally)
+        if not tally.get(PENDING):
+            return
+
+        def ended(_: Row, state: str) -> None:
+            tally[PENDING] -= 1
+            tally[state] = tally.get(state, 0) + 1
+            if tally[INVALID] + tally.get(REJECTED, 0) > self._most_errors:
+                text = f"more than {self._most_errors} rows are invalid or rejected"
+                self._stopped_by = NotTriedError(text)
+                drain.stop()
+            self._tell(tally)
+
+        drain = self._drain = Drain(book, self._client, keep=True, on_end=ended)
+        stopped_by = await drain.run(until_empty=True)
+        if not self.stopping:
+            self._stopped_by = self._stopped_by or stopped_by
+
+    def _tell(self, tally: dict[str, int]) -> None:
+        if self.on_progress is not None:
+            self.on_progress(Progress(**_parts(tally)))
+
+    async def _report(self, book: Book, number: int, began: float) -> BackfillReport:
+        parts = _parts(await book.tally(number))
+        rejects = None
+        if parts[INVALID] or parts[REJECTED]:
+            rejects = self.rejects
+            await self._write_rejects(book)
+        return BackfillReport(
+            **parts,
+            stopped_by=self._stopped_by,
+            journal=self.journal,
+            rejects=rejects,
+            elapsed=time.monotonic() - began,
+        )
+
+    async def _write_rejects(self, book: Book) -> None:
+        """Write the file anew, for its owner's eyes only, or leave it as it was."""
+        new = self.rejects.with_name(f"{self.rejects.name}.new")
+        try:
+            handle = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+            with open(handle, "w", encoding="utf-8") as file:  # noqa: ASYNC230, PTH123 - a descriptor
+                async for row in book.rejects():
+                    at = {"file": row.file} if len(self.paths) > 1 else {}
+                    said = {"line": row.line, "error": row.error, "record": row.record}
+                    file.write(json.dumps({**at, **said}, ensure_ascii=False) + "\n")
+            new.replace(self.rejects)
+        except OSError as error:
+            msg = f"{self.rejects} cannot be written: {error.strerror}"
+            raise ConfigurationError(msg) from None
+
+
+class _Seen:
+    """What was found in an input so far."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        names = {path.name for path in paths}
+        self._short = len(names) == len(paths)
+        self._contacts: set[int] = set()
+        self._events: Counter[str] = Counter()
+        self._problems: list[str] = []
+        self.rows = 0
+        self.invalid = 0
+
+    def sort(
+        self, items: list[Item], client: "AsyncLoopsClient"
+    ) -> tuple[list[Good], list[Bad]]:
+        """Tell the rows that can be sent from those that cannot."""
+        good: list[Good] = []
+        bad: list[Bad] = []
+        for item in items:
+            event, problems, body = item.event, item.problems, b""
+            if event is not None:
+                try:
+                    body = client._prepared(event)
+                except LoopsError as refused:
+                    problems = (str(refused),)
+            if event is None or problems:
+                error = "; ".join(problems)
+                bad.append(Bad(item.file, item.line, error, item.record))
+                continue
+            email, user_id = event.email, event.user_id
+            good.append(Good(item.file, item.line, item.key, body, email, user_id))
+            name = event.event_name
+            known = name in self._events or len(self._events) < _MOST_NAMES
+            self._events[name if known else _OTHERS] += 1
+            if len(self._contacts) < _MOST_CONTACTS:
+                self._contacts.add(hash(email.casefold() if email else user_id))
+        self.rows += len(items)
+        self.refuse(bad)
+        return good, bad
+
+    def refuse(self, bad: list[Bad]) -> None:
+        self.invalid += len(bad)
+        for row in bad[: max(0, _FIRST_PROBLEMS - len(self._problems))]:
+            file = Path(row.file).name if self._short else row.file
+            self._problems.append(f"{file}:{row.line}: {row.error}")
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "invalid": self.invalid,
+            "problems": self._problems,
+            "events": dict(self._events.most_common()),
+            "contacts": len(self._contacts),
+        }
+
+
+def _parts(tally: Mapping[str, int]) -> dict[str, int]:
+    """Return the parts of the books, and their sum."""
+    names = {DUPLICATE: "duplicates"}
+    states = (ACCEPTED, DUPLICATE, INVALID, REJECTED, UNKNOWN, PENDING)
+    parts = {names.get(state, state): tally.get(state, 0) for state in states}
+    return {"rows": sum(parts.values()), **parts}

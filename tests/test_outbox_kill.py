@@ -1,0 +1,143 @@
+"""The outbox's promise: kill -9 at any moment loses nothing that was acknowledged.
+
+50 producers put into one file while it is sent to a sandbox in a process of its
+own, where three requests in ten meet a fault. The process is killed again and
+again; the file and the sandbox go on.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import outboxes
+import pytest
+import servers
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="there are no signals to kill with"
+)
+
+FAULTS = {
+    "429": 0.05,
+    "500-before": 0.04,
+    "502": 0.03,
+    "close-before": 0.03,
+    "hang-before": 0.002,
+    "500-after": 0.04,
+    "html-after": 0.03,
+    "empty-after": 0.03,
+    "close-after": 0.03,
+    "truncate-after": 0.02,
+    "hang-after": 0.002,
+}
+
+
+class Elsewhere:
+    """A sandbox in another process."""
+
+    def __init__(self, **settings: Any) -> None:
+        command = [sys.executable, servers.__file__, json.dumps(settings)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        told = json.loads(self._process.stdout.readline())
+        self.url, self.key = told["url"], told["api_key"]
+
+    def look(self, view: str) -> Any:
+        address = f"{self.url.removesuffix('/api')}/_sandbox/{view}"
+        with urllib.request.urlopen(address) as answer:
+            return json.load(answer)
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def kill_and_check(path: Path, kills: int, seed: int) -> str:
+    """Kill so many times, let the last one end, and check the books."""
+    dice = random.Random(seed)
+    journal, told = path / "events.db", path / "acknowledged"
+    sandbox = Elsewhere(rate_limit=None, seed=seed, faults=FAULTS)
+    try:
+        killed_at = []
+        for run in range(kills):
+            process = start(journal, told, sandbox, run, producers=50)
+            if not run:  # so that there is a file to be killed with
+                while not (told.exists() and told.stat().st_size):
+                    assert process.poll() is None
+                    time.sleep(0.002)
+            time.sleep(dice.uniform(0.2, 1.2))
+            killed_at.append(told.stat().st_size)
+            process.kill()
+            process.communicate()
+            assert process.returncode == -9
+        process = start(journal, told, sandbox, kills, producers=0)
+        _, complaint = process.communicate(timeout=110)
+        assert (process.returncode, complaint) == (0, b"")
+        accepted = sandbox.look("state")["events"]
+        counts = sandbox.look("counts")
+    finally:
+        sandbox.end()
+
+    promised = [json.loads(line) for line in told.read_text().splitlines()]
+    assert len(set(killed_at)) > kills // 2  # most of them did put something
+    keys = Counter(one["idempotency_key"] for one in accepted)
+    assert {key for *_, key in promised} <= set(keys)
+    assert set(keys.values()) == {1}
+    in_order = defaultdict(list)
+    for one in accepted:
+        properties = one["event_properties"]
+        in_order[one["email"]].append((properties["run"], properties["number"]))
+    for sent in in_order.values():
+        assert sent == sorted(set(sent))
+    # What was not acknowledged is at most what each producer was waiting for.
+    assert len(accepted) - len(promised) <= 50 * kills
+
+    assert outboxes.verdict(journal) == "ok"
+    assert outboxes.rows(journal) == []
+    faults = sum(counts["faults"].values())
+    assert 0.2 < faults / counts["requests"] < 0.4
+    return (
+        f"{kills} kills, {len(promised)} events acknowledged, {len(accepted)} accepted, "
+        f"none lost, none twice; {counts['requests']} requests, {faults} faulted, "
+        f"{counts['duplicates']} recognised by their key"
+    )
+
+
+def start(
+    journal: Path, told: Path, sandbox: Elsewhere, run: int, producers: int
+) -> "subprocess.Popen[bytes]":
+    settings = {
+        "path": str(journal),
+        "url": sandbox.url,
+        "key": sandbox.key,
+        "run": run,
+        "producers": producers,
+        "acknowledged": str(told),
+    }
+    command = [sys.executable, outboxes.__file__, json.dumps(settings)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+
+def test_four_kills_lose_nothing_and_send_nothing_twice(
+    tmp_path: Path, record_property: Any
+) -> None:
+    record_property("figures", kill_and_check(tmp_path, 4, seed=1))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_50_kills_lose_nothing_and_send_nothing_twice(
+    tmp_path: Path, record_property: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = kill_and_check(tmp_path, 50, seed=2)
+    record_property("figures", figures)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{figures}\n")
