@@ -288,6 +288,7 @@ class Backfill:
     async def _read(self, book: Book, run: str, number: int) -> dict[str, Any]:
         """Check and enter every row; return a summary."""
         seen = _Seen(self.paths)
+        await book.begin()
         entered = book.enter(run, number, [], [])
         for items in self._batches():
             good, bad = seen.sort(items, self._client)

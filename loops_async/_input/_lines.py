@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 
-from .errors import ConfigurationError
+from loops_async.errors import ConfigurationError
 
 MAX_RECORD: Final = 1_000_000  # bytes
 
