@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loops_async import AsyncLoopsClient
 
@@ -97,8 +97,8 @@ async def _backfilled(path: Path, *, journal: bool) -> Row:
         return False
 
     async with AsyncLoopsClient("key") as loops:
-        types: Any = {"amount": "number"}
-        run = Backfill(path, loops, reading=Reading(types=types), confirm=confirm)
+        reading = Reading(types={"amount": "number"})
+        run = Backfill(path, loops, reading=reading, confirm=confirm)
         began = time.perf_counter()
         if journal:
             await run.run()

@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 _SAMPLES: Final = 20  # round trips to be known before any credit is given
@@ -15,12 +16,15 @@ _SPREAD: Final = 0.4  # of a period, over which the permits are given out at lea
 _IDLE: Final = 0.6  # seconds after the last of them, at most
 _FEWEST: Final = 0.05  # permits a period
 _DECREASE: Final = 0.8  # on a 429, at most once a period
-_QUIET: Final = 4  # periods after a 429 without any increase
+_QUIET: Final = 3  # periods after a 429 without any increase
 _PROBE: Final = 0.06  # of what the server says is left, added in a period,
+_USUAL: Final = 0.25  # of the limit; who has less is faster, who has more slower
+_LEAST_HASTE: Final = 0.5  # times as fast
+_MOST_HASTE: Final = 2.4
 _FASTEST: Final = 0.1  # but at most this part of the limit
 _BLIND: Final = 1 / 200  # of the limit, added in a period if no header says what is
 _NOTHING: Final = 0.05  # of the limit; when less is left
-_YIELD: Final = 0.02  # of level²/limit is taken off, so that the largest give most
+_YIELD: Final = 0.01  # of level²/limit is taken off, so that the largest give most
 
 
 class Credit:
@@ -68,11 +72,13 @@ class Capacity:
     Args:
         limit: Permits in all.
         period: Seconds.
+        chance: Draws evenly from 0 to 1.
     """
 
-    def __init__(self, limit: int, period: float) -> None:
+    def __init__(self, limit: int, period: float, chance: Callable[[], float]) -> None:
         self._limit = limit
         self._period = period
+        self._chance = chance
         self.usable = limit
         self._level = float(limit)
         self._refused: deque[float] = deque()  # times, of the last period
@@ -128,13 +134,20 @@ class Capacity:
         if self._least < _NOTHING * self._limit:
             level -= _YIELD * level * level / self._limit
         elif now - self._last_refused >= _QUIET * self._period:
-            if self._least == math.inf:
-                level += _BLIND * self._limit
-            else:
-                level += min(_FASTEST * self._limit, _PROBE * self._least)
+            level += self._increase()
         if level >= 1.0 and math.floor(level) != math.floor(self._level):
             level = math.floor(level) + 0.5  # away from the brink, or it wavers
         self._watch(level, now)
+
+    def _increase(self) -> float:
+        if self._least == math.inf:
+            more = _BLIND * self._limit
+        else:
+            haste = (_USUAL * self._limit / self._level) ** 2
+            haste = min(max(haste, _LEAST_HASTE), _MOST_HASTE)
+            more = min(_FASTEST * self._limit, _PROBE * haste * self._least)
+        # Whole permits, by chance: if all grew alike all would take the same one.
+        return more if self._level < 1.0 else math.floor(more + self._chance())
 
     def _watch(self, level: float, now: float) -> None:
         self._level = min(max(level, _FEWEST), float(self._limit))

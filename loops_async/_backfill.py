@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from inspect import isawaitable
 from itertools import chain, islice
 from pathlib import Path
@@ -55,7 +56,7 @@ class Preview:
 
     rows: int
     invalid: int
-    problems: tuple[str, ...]
+    problems: tuple[str, ...] = attrs.field(converter=tuple)
     events: Mapping[str, int]
     contacts: int
     to_send: int
@@ -225,6 +226,9 @@ class Backfill:
 
     async def run(self) -> BackfillReport:
         """Send what is not sent yet; see `backfill`."""
+        if self._client._dry_run:
+            msg = "a dry_run client would let rows count as accepted that are not"
+            raise ConfigurationError(msg)
         began = time.monotonic()
         mark = await asyncio.to_thread(self._mark)
         is_new = not self.journal.exists()
@@ -260,7 +264,8 @@ class Backfill:
         facts = await book.facts()
         number, agreed = facts.get("passes", 0), facts.get("agreed", False)
         summary: dict[str, Any] = facts.get("summary", {})
-        changes = None
+        told = facts.get("changes")  # to who did not agree
+        changes = None if told is None else Changes(**told)
         if facts.get("mark") != mark:
             number += 1
             run = facts.get("run", str(self.journal.resolve()))
@@ -270,13 +275,13 @@ class Backfill:
                 return number, agreed
             changes = await book.end(number, facts.get("complete"))
             agreed = agreed and (changes is None or not changes.new)
-            await book.note(mark=mark, complete=number, summary=summary, agreed=agreed)
+            told = None if changes is None else attrs.asdict(changes)
+            await book.note(changes=told, summary=summary, agreed=agreed)
+            await book.note(mark=mark, complete=number)
         if self._resend_unknown:
             await book.send_unknown(number)
         tally = await book.tally(number)
-        if tally[INVALID] > self._most_errors:
-            text = f"{tally[INVALID]:,} rows are invalid, more than {self._most_errors}"
-            self._stopped_by = NotTriedError(text)
+        if self._too_many(tally):
             return number, False
         if tally.get(PENDING) and not agreed:
             agreed = await self._agrees(self._preview(summary, tally[PENDING], changes))
@@ -319,15 +324,13 @@ class Backfill:
     async def _send(self, book: Book, number: int) -> None:
         tally = await book.tally(number)
         self._tell(tally)
-        if not tally.get(PENDING):
+        if not tally.get(PENDING) or self.stopping:  # maybe it was told just now
             return
 
         def ended(_: Row, state: str) -> None:
             tally[PENDING] -= 1
             tally[state] = tally.get(state, 0) + 1
-            if tally[INVALID] + tally.get(REJECTED, 0) > self._most_errors:
-                text = f"more than {self._most_errors} rows are invalid or rejected"
-                self._stopped_by = NotTriedError(text)
+            if self._too_many(tally):
                 drain.stop()
             self._tell(tally)
 
@@ -335,6 +338,14 @@ class Backfill:
         stopped_by = await drain.run(until_empty=True)
         if not self.stopping:
             self._stopped_by = self._stopped_by or stopped_by
+
+    def _too_many(self, tally: Mapping[str, int]) -> bool:
+        """Tell whether more rows are bad than may be; then that is why it stops."""
+        bad = tally[INVALID] + tally.get(REJECTED, 0)
+        if bad > self._most_errors:
+            text = f"{bad:,} rows are invalid or rejected, {self._most_errors:,} may be"
+            self._stopped_by = NotTriedError(text)
+        return bad > self._most_errors
 
     def _tell(self, tally: dict[str, int]) -> None:
         if self.on_progress is not None:
@@ -366,6 +377,8 @@ class Backfill:
                     file.write(json.dumps({**at, **said}, ensure_ascii=False) + "\n")
             new.replace(self.rejects)
         except OSError as error:
+            with suppress(OSError):
+                new.unlink()
             msg = f"{self.rejects} cannot be written: {error.strerror}"
             raise ConfigurationError(msg) from None
 

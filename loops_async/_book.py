@@ -41,6 +41,10 @@ _UPSERT: Final = (
     "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8) ON CONFLICT (key) DO UPDATE "
     "SET file = ?5, line = ?6, pass = ?7 WHERE pass < ?7 AND body = ?2"
 )
+_MENDED: Final = (
+    "DELETE FROM events WHERE key = ? AND pass < ? AND body != ? "
+    "AND state = 'pending' AND ambiguous_since IS NULL"
+)
 
 
 @attrs.frozen(slots=False)
@@ -81,7 +85,7 @@ class Changes:
     """
 
     new: int
-    first_new: tuple[str, ...]
+    first_new: tuple[str, ...] = attrs.field(converter=tuple)
     dropped: int
     sent_before: int
 
@@ -146,6 +150,7 @@ class Book(Journal):
         for row in good:
             rest = row.body, row.email, row.user_id, row.file, row.line, number, at
             if row.key is not None:
+                db.execute(_MENDED, (row.key, number, row.body))  # Loops never saw it
                 if not db.execute(_UPSERT, (row.key, *rest)).rowcount:
                     taken.append(_taken(row))
                 continue
@@ -186,7 +191,8 @@ class Book(Journal):
 
         def work(db: Connection) -> None:
             db.execute(
-                "UPDATE events SET state = 'pending', ambiguous_since = NULL "
+                "UPDATE events SET state = 'pending', attempts = 0, "
+                "ambiguous_since = NULL, error = NULL "
                 "WHERE state = 'unknown' AND pass = ?",
                 (number,),
             )
@@ -223,11 +229,15 @@ def _as_read(file: str, line: int, error: str, record: str) -> Bad:
 
 
 def _as_sent(file: str, line: int, error: str, body: bytes) -> Bad:
+    return Bad(file, line, error, _record(body))
+
+
+def _record(body: bytes) -> dict[str, Any]:
     wire = json.loads(body)
     record = {field: wire.pop(name) for name, field in _FIELDS.items() if name in wire}
     if wire:
         record["contact_properties"] = wire
-    return Bad(file, line, error, record)
+    return record
 
 
 _FIELDS: Final = {
@@ -240,8 +250,12 @@ _FIELDS: Final = {
 
 
 def _taken(row: Good) -> Bad:
-    error = "idempotency_key: another row has it, and Loops would take one of them"
-    return Bad(row.file, row.line, error, _as_sent("", 0, "", row.body).record)
+    error = (
+        "idempotency_key: another row has it, or this one had it before it was "
+        "changed, and Loops takes a key once"
+    )
+    record = {**_record(row.body), "idempotency_key": row.key}
+    return Bad(row.file, row.line, error, record)
 
 
 def _end(db: Connection, number: int, before: int | None) -> Changes | None:

@@ -87,7 +87,7 @@ class RateLimiter:
         self._due: deque[float] = deque()  # when spent permits come back
         self._held_until = -math.inf
         self._spaced_until = -math.inf  # for bulk, and after a 429 for all
-        self._capacity = Capacity(limit, period)
+        self._capacity = Capacity(limit, period, chance)
         self._kept_back = 0  # permits the capacity leaves to other processes
         self.slowed = False  # a 429 has shown that others use the same key
         self._spacing = self._capacity.spacing()

@@ -7,6 +7,7 @@ two connections reset at once (https://sqlite.org/wal.html#walresetbug).
 """
 
 import asyncio
+import errno
 import os
 import queue
 import sqlite3
@@ -181,10 +182,10 @@ def _serve(
 
     try:
         db = _open(path, file_format)
-    except JournalError as error:
-        tell(_fail, opened, error)
+    except Exception as error:  # noqa: BLE001 - or who opens would wait for ever
+        tell(opened.set_exception, _ours(path, error))
         return
-    tell(_end, opened)
+    tell(opened.set_result, None)
     while isinstance(message := inbox.get(), tuple):
         orders, finished = message
         _commit(path, db, orders)
@@ -193,17 +194,7 @@ def _serve(
     with suppress(sqlite3.Error):  # what is on the disk stays there
         db.close()
     if message is not None:
-        tell(_end, message)
-
-
-def _fail(future: "asyncio.Future[None]", error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)
-
-
-def _end(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
+        tell(message.set_result, None)
 
 
 def _nothing(_: Connection) -> None:
@@ -228,19 +219,14 @@ def _done(path: Path, db: Connection, orders: list[_Order[Any]]) -> bool:
         with suppress(sqlite3.Error):
             db.execute("ROLLBACK")
         for order in orders:
-            order.failure = (
-                error if isinstance(error, LoopsError) else _ours(path, error)
-            )
+            order.failure = _ours(path, error)
         return False
     return True
 
 
 def _open(path: Path, file_format: Format) -> Connection:
-    try:
-        new = _make(path)
-        db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_FOR)
-    except (OSError, sqlite3.Error) as error:
-        raise _ours(path, error) from None
+    new = _make(path)
+    db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_FOR)
     try:
         # A lock that is kept, and no memory shared with anybody.
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -254,12 +240,10 @@ def _open(path: Path, file_format: Format) -> Connection:
             db.execute(f"PRAGMA application_id = {file_format.application}")
             db.execute(f"PRAGMA user_version = {file_format.version}")
         db.execute("COMMIT")
-    except BaseException as error:
+    except BaseException:
         db.close()
         if new:
             path.unlink()
-        if isinstance(error, sqlite3.Error):
-            raise _ours(path, error) from None
         raise
     return db
 
@@ -269,6 +253,8 @@ def _make(path: Path) -> bool:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:  # never opened but by SQLite: closing drops its locks
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
         return False
     return True
 
@@ -290,12 +276,14 @@ def _is_bare(path: Path, db: Connection, file_format: Format) -> bool:
         ((verdict,),) = db.execute("PRAGMA quick_check(1)")
         if verdict == "ok":
             return False
-        what = f"is damaged: {verdict}"
+        what = f"is damaged: {verdict.splitlines()[-1]}"
     raise JournalError(f"{path} {what}")
 
 
-def _ours(path: Path, error: Exception) -> JournalError:
+def _ours(path: Path, error: Exception) -> LoopsError:
     """Return what is wrong in our words; its own frames hold events."""
+    if isinstance(error, LoopsError):
+        return error
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
     text, retryable = _MEANINGS.get(code, ("cannot be used", False))
     said = error.strerror if isinstance(error, OSError) else str(error)

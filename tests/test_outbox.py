@@ -27,7 +27,6 @@ from loops_async import (
     JournalError,
     Outbox,
     RecipientNotAllowedError,
-    RetryPolicy,
     _outbox,
     _store,
 )
@@ -261,14 +260,16 @@ def test_puts_that_fail_or_add_nothing_make_room_for_those_that_wait(
 def test_flush_is_not_left_waiting_by_a_put_that_adds_nothing(path: Path) -> None:
     async def main() -> None:
         (event,) = events(1)
-        async with sandbox_of() as sandbox:
-            async with opened(path, sandbox, keep_accepted=None) as outbox:
-                await outbox.put(event)
-                await outbox.flush()
-                again = asyncio.create_task(outbox.put(event))
-                await asyncio.sleep(0)
-                assert await asyncio.wait_for(outbox.flush(), 5) == 0
-                await again
+        async with (
+            sandbox_of() as sandbox,
+            opened(path, sandbox, keep_accepted=None) as outbox,
+        ):
+            await outbox.put(event)
+            await outbox.flush()
+            again = asyncio.create_task(outbox.put(event))
+            await asyncio.sleep(0)
+            assert await asyncio.wait_for(outbox.flush(), 5) == 0
+            await again
 
     run(main())
 
@@ -289,6 +290,10 @@ def test_who_waits_when_it_is_closed_is_told(path: Path) -> None:
         assert states(path) == ["pending"]
 
     run(main())
+
+
+def nothing_in(directory: Path) -> None:
+    assert list(directory.iterdir()) == []
 
 
 def test_an_outbox_that_is_not_open_says_so(path: Path) -> None:
@@ -313,7 +318,7 @@ def test_an_outbox_that_is_not_open_says_so(path: Path) -> None:
                     outbox.stats()
 
             await all_fail()
-            assert not path.exists()
+            await asyncio.to_thread(nothing_in, path.parent)
             async with outbox:
                 pass
             await all_fail()
@@ -374,7 +379,9 @@ def test_puts_go_on_while_loops_is_down(path: Path) -> None:
                 assert (stats.accepted, stats.duplicates) == (100, 0)
             assert Counter(numbers(sandbox)) == Counter(range(100))
             for contact in range(10):
-                assert numbers(sandbox, f"u{contact}@b.co") == [*range(contact, 100, 10)]
+                assert numbers(sandbox, f"u{contact}@b.co") == [
+                    *range(contact, 100, 10)
+                ]
 
     run(main())
 
@@ -453,14 +460,13 @@ def test_a_wrong_address_pauses_the_sending_until_it_is_right(path: Path) -> Non
                 right = len(connection.server.requests) > 3
                 await connection.send(reply(200 if right else 404))
 
-        async with Server(script) as server:
-            async with opened(path, server.url) as outbox:
-                (event,) = events(1)
-                await outbox.put(event)
-                await until(lambda: outbox.stats().paused)
-                assert "404" in str(outbox.stats().paused)
-                assert await outbox.flush() == 0
-                assert outbox.stats().accepted == 1
+        async with Server(script) as server, opened(path, server.url) as outbox:
+            (event,) = events(1)
+            await outbox.put(event)
+            await until(lambda: outbox.stats().paused)
+            assert "404" in str(outbox.stats().paused)
+            assert await outbox.flush() == 0
+            assert outbox.stats().accepted == 1
 
     run(main())
 
@@ -489,13 +495,16 @@ def test_nothing_that_goes_wrong_ends_the_sending(
 
 def test_a_closed_client_pauses_the_sending(path: Path) -> None:
     async def main() -> None:
-        async with sandbox_of() as sandbox, client_of(sandbox) as client:
-            async with Outbox(path, client) as outbox:
-                await client.aclose()
-                await outbox.put_many(events(3))
-                await until(lambda: outbox.stats().paused)
-                assert outbox.stats().paused == "the client is closed"
-                await outbox.aclose(0)
+        async with (
+            sandbox_of() as sandbox,
+            client_of(sandbox) as client,
+            Outbox(path, client) as outbox,
+        ):
+            await client.aclose()
+            await outbox.put_many(events(3))
+            await until(lambda: outbox.stats().paused)
+            assert outbox.stats().paused == "the client is closed"
+            await outbox.aclose(0)
         assert states(path) == ["pending"] * 3
 
     run(main())
@@ -557,7 +566,9 @@ def test_what_loops_refuses_is_kept_and_holds_up_nobody(path: Path) -> None:
                 stats = outbox.stats()
                 assert (stats.accepted, stats.rejected) == (3, 0)
                 later = server.requests[10:]
-                sent = [request.json()["eventProperties"]["number"] for request in later]
+                sent = [
+                    request.json()["eventProperties"]["number"] for request in later
+                ]
                 assert sent == [5, 7, 9]
                 new = {request.headers["idempotency-key"] for request in later}
                 assert len(new) == 3
@@ -572,13 +583,15 @@ def test_many_failures_are_listed_page_by_page(
     monkeypatch.setattr(_outbox, "_PAGE", 7)
 
     async def main() -> None:
-        async with Server(answers(reply(400, _BAD))) as server:
-            async with opened(path, server.url) as outbox:
-                given = events(30)
-                await outbox.put_many(given)
-                await outbox.flush()
-                keys = [failure.idempotency_key for failure in await refused(outbox)]
-                assert sorted(keys) == sorted(event.idempotency_key for event in given)
+        async with (
+            Server(answers(reply(400, _BAD))) as server,
+            opened(path, server.url) as outbox,
+        ):
+            given = events(30)
+            await outbox.put_many(given)
+            await outbox.flush()
+            keys = [failure.idempotency_key for failure in await refused(outbox)]
+            assert sorted(keys) == sorted(event.idempotency_key for event in given)
 
     run(main())
 
@@ -586,17 +599,19 @@ def test_many_failures_are_listed_page_by_page(
 def test_a_rejected_event_that_is_put_again_is_sent_again(path: Path) -> None:
     async def main() -> None:
         (event,) = events(1)
-        async with Server(answers(reply(400, _BAD), reply())) as server:
-            async with opened(path, server.url) as outbox:
-                await outbox.put(event)
-                await outbox.flush()
-                assert outbox.stats().rejected == 1
-                await outbox.put(event)
-                stats = outbox.stats()
-                assert (stats.pending, stats.rejected) == (1, 0)
-                assert await outbox.flush() == 0
-                stats = outbox.stats()
-                assert (stats.accepted, stats.pending, stats.rejected) == (1, 0, 0)
+        async with (
+            Server(answers(reply(400, _BAD), reply())) as server,
+            opened(path, server.url) as outbox,
+        ):
+            await outbox.put(event)
+            await outbox.flush()
+            assert outbox.stats().rejected == 1
+            await outbox.put(event)
+            stats = outbox.stats()
+            assert (stats.pending, stats.rejected) == (1, 0)
+            assert await outbox.flush() == 0
+            stats = outbox.stats()
+            assert (stats.accepted, stats.pending, stats.rejected) == (1, 0, 0)
         assert rows(path) == []
 
     run(main())
@@ -758,13 +773,15 @@ def test_accepted_events_are_kept_for_as_long_as_is_asked(
 
 def test_accepted_events_are_purged_now_and_then_only(path: Path) -> None:
     async def main() -> None:
-        async with sandbox_of() as sandbox:
-            async with opened(path, sandbox, keep_accepted=1e-9) as outbox:
-                await outbox.put_many(events(3))
-                await outbox.flush()
-                first = len(await journal_keys(outbox))
-                await outbox.put_many(events(2))
-                await outbox.flush()
+        async with (
+            sandbox_of() as sandbox,
+            opened(path, sandbox, keep_accepted=1e-9) as outbox,
+        ):
+            await outbox.put_many(events(3))
+            await outbox.flush()
+            first = len(await journal_keys(outbox))
+            await outbox.put_many(events(2))
+            await outbox.flush()
         assert len(states(path)) == first + 2
 
     run(main())
@@ -923,6 +940,26 @@ def test_a_forked_child_leaves_the_parents_file_alone(path: Path, child: str) ->
     assert sandbox.counts.accepted == 80
     assert sandbox.counts.duplicates == 0
     assert verdict(path) == "ok"
+
+
+def test_of_an_outbox_that_belongs_to_another_process(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with waiting(path) as outbox:
+            opened = outbox._open
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr(os, "getpid", lambda: -1)
+                with pytest.raises(JournalError, match="was forked") as caught:
+                    await outbox.put_many(events(1))
+                assert str(path) in str(caught.value)
+                await outbox.aclose()  # which is not its business
+                outbox._open = opened
+                outbox.__del__()  # nor does it warn
+            await outbox.put_many(events(1))
+        assert states(path) == ["pending"]
+
+    run(main())
 
 
 def test_an_outbox_that_nobody_closed_warns_and_frees_its_file(path: Path) -> None:
