@@ -9,7 +9,7 @@ row that was mended is a new one.
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +35,7 @@ BACKFILL: Final = Format(
         "CREATE TABLE invalid (file TEXT, line INTEGER, error TEXT, record TEXT)",
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT)",
     ),
+    checkpoint=10_000,  # for a million keys in no order
 )
 _UPSERT: Final = (
     "INSERT INTO events (key, body, email, user_id, file, line, pass, first_pass, at) "
@@ -73,6 +74,10 @@ class Bad:
     record: object
 
 
+def _texts(given: Iterable[str]) -> tuple[str, ...]:
+    return tuple(given)
+
+
 @attrs.frozen
 class Changes:
     """What another pass found different.
@@ -85,7 +90,7 @@ class Changes:
     """
 
     new: int
-    first_new: tuple[str, ...] = attrs.field(converter=tuple)
+    first_new: tuple[str, ...] = attrs.field(converter=_texts)
     dropped: int
     sent_before: int
 

@@ -8,6 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -108,30 +109,49 @@ class Failure:
 
 New: TypeAlias = tuple[str, bytes, str | None, str | None]
 """Key, body, email and user ID."""
+Added: TypeAlias = tuple[int, int]
+"""How many were new, and how many had been rejected before."""
+_Adding: TypeAlias = (
+    "tuple[list[New], asyncio.Future[None], Callable[[Added | None], object]]"
+)
 
 
 class Journal:
     """A file of events, and one owner's connection to it."""
 
     def __init__(self, path: Path, file_format: Format = OUTBOX) -> None:
-        self._store = Store(path, file_format)
+        self._adding: list[_Adding] = []
+        self._store = Store(path, file_format, gather=partial(_gather, self._adding))
         self.open = self._store.open
         self.do = self._store.do
-        self.close = self._store.close
 
-    def add(self, events: Iterable[New]) -> "asyncio.Future[tuple[int, int]]":
+    def add(
+        self, events: list[New], on_end: Callable[[Added | None], object]
+    ) -> "asyncio.Future[None]":
         """Add events, all or none.
 
         One that is there already stays as it is, but is pending again if it
-        was rejected. Fails with an InvalidEventError if a key already stands
-        for other bytes.
+        was rejected.
+
+        Args:
+            events: What to add.
+            on_end: Called with what was added, None if it failed, whether or
+                not anybody still waits for the future.
 
         Returns:
-            How many are new, and how many were rejected before.
+            Done when they are durable. Fails with an InvalidEventError if a
+            key already stands for other bytes, or with a JournalError.
         """
-        at = time.time()
-        rows = list(events)  # a work may be done twice
-        return self._store.do(lambda db: _add(db, rows, at))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._adding.append((events, done, on_end))
+        self._store.wake()
+        return done
+
+    async def close(self) -> None:
+        """Do what was asked for, and close the file."""
+        _gather(self._adding, self._store)
+        await self._store.close()
 
     def pending(self, after: int, most: int) -> "asyncio.Future[list[Row]]":
         """Return the next events that wait, by id."""
@@ -152,6 +172,7 @@ class Journal:
             "UPDATE events SET attempts = ?, ambiguous_since = ?, error = ? "
             "WHERE id = ?",
             (row.attempts, row.ambiguous_since, error, row.id),
+            hurry=False,
         )
 
     def ended(
@@ -162,11 +183,13 @@ class Journal:
             "UPDATE events SET state = ?, error = ?, attempts = ?, at = ? WHERE id = ?",
             (state, error, row.attempts, time.time(), row.id),
             keep=True,
+            hurry=False,
         )
 
     def gone(self, row: Row) -> "asyncio.Future[None]":
         """Remove an event; repeated until that is written."""
-        return self._update("DELETE FROM events WHERE id = ?", (row.id,), keep=True)
+        query = "DELETE FROM events WHERE id = ?"
+        return self._update(query, (row.id,), keep=True, hurry=False)
 
     def counts(self) -> "asyncio.Future[dict[str, int]]":
         """Return how many events there are by state."""
@@ -223,15 +246,71 @@ class Journal:
         return self._update(query, (before,))
 
     def _update(
-        self, statement: str, values: tuple[object, ...], *, keep: bool = False
+        self,
+        statement: str,
+        values: tuple[object, ...],
+        *,
+        keep: bool = False,
+        hurry: bool = True,
     ) -> "asyncio.Future[None]":
         def work(db: Connection) -> None:
             db.execute(statement, values)
 
-        return self._store.do(work, keep=keep)
+        return self._store.do(work, keep=keep, hurry=hurry)
 
 
-def _add(db: Connection, events: Iterable[New], at: float) -> tuple[int, int]:
+def _gather(adding: list[_Adding], store: Store) -> None:
+    """Add in one go what was asked for since the last time."""
+    if not adding:
+        return
+    now = adding.copy()
+    adding.clear()
+    groups = [events for events, _, _ in now]
+    at = time.time()
+    added = store.do(lambda db: _add_all(db, groups, at))
+    added.add_done_callback(lambda added: _tell(now, added))
+
+
+def _tell(
+    adding: list[_Adding], added: "asyncio.Future[list[Added | InvalidEventError]]"
+) -> None:
+    failure = added.exception()
+    results = [failure] * len(adding) if failure is not None else added.result()
+    for (_, done, on_end), result in zip(adding, results, strict=True):
+        if isinstance(result, tuple):
+            on_end(result)
+            if not done.done():
+                done.set_result(None)
+        else:
+            on_end(None)
+            if not done.done():
+                done.set_exception(result)
+
+
+def _add_all(
+    db: Connection, groups: list[list[New]], at: float
+) -> list[Added | InvalidEventError]:
+    """Add each group whole or not at all; nearly always all are new.
+
+    The savepoints end with the transaction.
+    """
+    rows = [(*event, at) for events in groups for event in events]
+    db.execute("SAVEPOINT adding")
+    if db.executemany(_INSERT + " ON CONFLICT DO NOTHING", rows).rowcount == len(rows):
+        return [(len(events), 0) for events in groups]
+    db.execute("ROLLBACK TO adding")
+    results: list[Added | InvalidEventError] = []
+    for events in groups:
+        db.execute("SAVEPOINT adding")
+        try:
+            results.append(_add(db, events, at))
+        except InvalidEventError as reused:
+            db.execute("ROLLBACK TO adding")
+            results.append(reused)
+    return results
+
+
+def _add(db: Connection, events: list[New], at: float) -> Added:
     find = "SELECT id, body, state FROM events WHERE key = ?"
     more = again = 0
     for event in events:

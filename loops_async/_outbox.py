@@ -23,6 +23,7 @@ from ._journal import (
     PENDING,
     REJECTED,
     UNKNOWN,
+    Added,
     Failure,
     Journal,
     New,
@@ -315,18 +316,18 @@ class _Open:
             if self._closing:
                 raise ClientClosedError("the outbox was closed before there was room")
         self._promised += len(new)
-        done = self.journal.add(new)
-        done.add_done_callback(lambda added: self._added(added, len(new)))
-        await asyncio.shield(done)
+        promised = len(new)
 
-    def _added(self, added: "asyncio.Future[tuple[int, int]]", promised: int) -> None:
-        self._promised -= promised
-        self._changed.set()
-        if not looked_at(added):
-            more, again = added.result()
-            self._counts[PENDING] += more + again
-            self._counts[REJECTED] -= again
-            self._drain.wake()
+        def added(what: Added | None) -> None:
+            self._promised -= promised
+            self._changed.set()
+            if what is not None:
+                more, again = what
+                self._counts[PENDING] += more + again
+                self._counts[REJECTED] -= again
+                self._drain.wake()
+
+        await self.journal.add(new, added)
 
     async def flush(self, timeout: float | None) -> int:
         with suppress(TimeoutError):

@@ -28,6 +28,7 @@ Work: TypeAlias = Callable[[Connection], _T]
 """Reads or writes; all of it is committed, or nothing."""
 
 _LOCKED_FOR: Final = 1.0  # seconds to wait for another owner to let go
+_LATER: Final = 0.02  # seconds that what is in no hurry waits for company
 _AGAIN: Final = 1.0  # seconds until what must not be lost is tried again
 
 
@@ -49,23 +50,41 @@ class Format:
         application: SQLite's application_id.
         version: Of the schema; a file of a newer one is refused.
         schema: The statements that make its tables.
+        checkpoint: Pages of the write-ahead log to gather before they are
+            moved to the file.
     """
 
     name: str
     application: int
     version: int
     schema: tuple[str, ...]
+    checkpoint: int = 1000
 
 
 class Store:
-    """An open file; belongs to the running event loop."""
+    """An open file; belongs to the running event loop.
 
-    def __init__(self, path: Path, file_format: Format) -> None:
+    Args:
+        path: The file.
+        file_format: What is, or is to be, in it.
+        gather: Called with the store before anything is done, so that it may
+            ask for more.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        file_format: Format,
+        *,
+        gather: "Callable[[Store], object]",
+    ) -> None:
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._orders: list[_Order[Any]] = []  # not given to the thread yet
         self._busy = False
+        self._later: asyncio.TimerHandle | None = None
         self._closing = False
+        self._gather = gather
         self._opened: asyncio.Future[None] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         # A daemon: who forgets to close the file can leave all the same, for
@@ -94,12 +113,15 @@ class Store:
             self._inbox.put(None)  # or the file would be held for nobody
             raise
 
-    def do(self, work: Work[_T], *, keep: bool = False) -> "asyncio.Future[_T]":
+    def do(
+        self, work: Work[_T], *, keep: bool = False, hurry: bool = True
+    ) -> "asyncio.Future[_T]":
         """Have something done, after all that was asked for before.
 
         Args:
             work: What to do, in the thread.
             keep: Whether to try it until it works, or the store is closed.
+            hurry: Whether now, or with the next that is, which is cheaper.
 
         Returns:
             What it returned, when it is durable; fails with a JournalError, or
@@ -110,7 +132,7 @@ class Store:
         if self._closing:
             done.set_exception(JournalError("the journal is closed"))
             return done
-        return self._ordered(_Order(work, done, keep))
+        return self._ordered(_Order(work, done, keep), hurry=hurry)
 
     async def close(self) -> None:
         """Do what was asked for, and close the file."""
@@ -124,15 +146,28 @@ class Store:
         last.exception()  # if so the others, whom it concerns, have it too
         self._inbox.put(self._closed)
 
-    def _ordered(self, order: _Order[_T]) -> "asyncio.Future[_T]":
+    def _ordered(
+        self, order: _Order[_T], *, hurry: bool = True
+    ) -> "asyncio.Future[_T]":
         self._orders.append(order)
-        if not self._busy:
-            self._busy = True
-            # In the next turn, with all that is asked for in this one.
-            self._loop.call_soon(self._pass_on)
+        if hurry:
+            self.wake()
+        elif not self._busy and self._later is None:
+            self._later = self._loop.call_later(_LATER, self._pass_on)
         return order.done
 
+    def wake(self) -> None:
+        """Begin in the next turn, with all that is asked for in this one."""
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._pass_on)
+
     def _pass_on(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._busy = True
+        self._gather(self)
         orders = [order for order in self._orders if not order.done.cancelled()]
         self._orders.clear()
         self._busy = bool(orders)
@@ -233,6 +268,7 @@ def _open(path: Path, file_format: Format) -> Connection:
         without_tables = new or _is_bare(path, db, file_format)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {file_format.checkpoint}")
         db.execute("BEGIN IMMEDIATE")
         if without_tables:
             for statement in file_format.schema:

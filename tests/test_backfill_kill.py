@@ -103,6 +103,7 @@ def phase(journal: Path) -> str:
 
 def kill_and_check(path: Path, count: int, kills: int, seed: int) -> str:
     """Kill so many times, let the last one end, and check the books."""
+    assert kills >= 4
     dice = random.Random(seed)
     given = make_input(path / "events.csv", count, dice)
     journal, log = path / "events.csv.journal.db", path / "events.csv.journal.db-wal"
@@ -114,14 +115,16 @@ def kill_and_check(path: Path, count: int, kills: int, seed: int) -> str:
     phases: Counter[str] = Counter()
     began = time.monotonic()
     with Elsewhere(rate_limit=None, seed=seed, faults=FAULTS) as sandbox:
-        for share in [None] * early + late:
+        for index, share in enumerate([None] * early + late):
             process = sandbox.start(*arguments)
             if share is None:
-                # From the first rows on the disk to a little after the last.
+                # Between the first rows on the disk and, the last time, a little
+                # after all of them: then no kill finds it at it any more.
                 while size_of(log) < FIRST_ROWS:
                     assert process.poll() is None, process.communicate()
                     time.sleep(0.0005)
-                time.sleep(max(0.0, dice.uniform(-1.0, 1.0)) * count / 15_000)
+                most = count / (15_000 if index == early - 1 else 60_000)
+                time.sleep(dice.uniform(0.0, most) if index else 0.0)
             else:
                 while sandbox.look("counts")["accepted"] < share * count:
                     assert process.poll() is None, process.communicate()

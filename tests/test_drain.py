@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import outboxes
 import pytest
 import virtual
 
@@ -29,7 +28,7 @@ from loops_async import (
 )
 from loops_async._delivery import Delivery
 from loops_async._drain import KNOWN_FOR, Drain
-from loops_async._journal import OUTBOX, Journal, Row
+from loops_async._journal import OUTBOX, Journal, Row, _gather
 from loops_async._settings import Secret
 from loops_async._store import _commit, _Order
 from loops_async._wire import Answer, Call
@@ -45,16 +44,20 @@ class InMemory(Journal):
         self.full = False
         self.cut_off = False
         self._kept: list[_Order[Any]] = []
+        self._adding = []
         self._store = self  # type: ignore[assignment]
         self.do = self._do
 
-    def _do(self, work: Any, *, keep: bool = False) -> Any:
+    def _do(self, work: Any, *, keep: bool = False, **_: object) -> Any:
         done = asyncio.get_running_loop().create_future()
         if self.cut_off:
             return done
         order = _Order(self._unless_full(work), done, keep)
         self._try(order)
         return done
+
+    def wake(self) -> None:
+        _gather(self._adding, self)  # type: ignore[arg-type]
 
     def _try(self, order: _Order[Any]) -> None:
         _commit(Path("memory"), self.db, [order])
@@ -96,13 +99,18 @@ def database(count: int, contacts: int | None = None) -> Iterator[sqlite3.Connec
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for statement in OUTBOX.schema:
             db.execute(statement)
-        for number in range(count):
-            email = f"u{number % (contacts or count)}@b.co"
-            db.execute(
-                "INSERT INTO events (key, body, email, at) VALUES (?, ?, ?, 0)",
-                (f"k{number}", b'{"n":%d}' % number, email),
-            )
+        insert(db, count, contacts)
         yield db
+
+
+def insert(db: sqlite3.Connection, count: int, contacts: int | None = None) -> None:
+    """Add so many pending events."""
+    for number in range(count):
+        email = f"u{number % (contacts or count)}@b.co"
+        db.execute(
+            "INSERT INTO events (key, body, email, at) VALUES (?, ?, ?, 0)",
+            (f"k{number}", b'{"n":%d}' % number, email),
+        )
 
 
 @attrs.define
@@ -586,6 +594,7 @@ def test_a_run_can_be_stopped_and_goes_on_where_it_was() -> None:
                 process.drain.stop() if len(process.ends) == 100 else None
             )
             assert isinstance(await process.drain.run(), ClientClosedError)
+            await virtual.settle()
             assert 100 <= len(process.asked) < 400
             assert len(process.ends) == len(process.asked)
             assert await process.drain.run(until_empty=True) is None
@@ -605,7 +614,7 @@ def test_it_waits_for_news_and_tells_what_is_retried() -> None:
             running = asyncio.create_task(process.drain.run())
             await virtual.settle()
             assert process.asked == []
-            await process.journal.add(outboxes.new(2))
+            insert(db, 2)
             process.drain.wake()
             await asyncio.sleep(0.15)
             assert process.drain.retrying == 2

@@ -11,7 +11,15 @@ from outboxes import new, rows
 from servers import run
 
 from loops_async import InvalidEventError
-from loops_async._journal import ACCEPTED, DUPLICATE, REJECTED, UNKNOWN, Journal, Row
+from loops_async._journal import (
+    ACCEPTED,
+    DUPLICATE,
+    REJECTED,
+    UNKNOWN,
+    Journal,
+    New,
+    Row,
+)
 
 
 @pytest.fixture
@@ -29,9 +37,17 @@ async def opened(path: Path) -> AsyncIterator[Journal]:
         await journal.close()
 
 
+async def add(journal: Journal, events: list[New]) -> Any:
+    """Return how many were new, and how many had been rejected."""
+    ends: list[Any] = []
+    await journal.add(events, ends.append)
+    (added,) = ends
+    return added
+
+
 async def given_up(journal: Journal, count: int) -> list[Row]:
     """Add so many events; reject the even ones, and lose track of the odd."""
-    await journal.add(new(count))
+    await add(journal, new(count))
     found = await journal.pending(0, count)
     for number, row in enumerate(found):
         row.attempts, row.ambiguous_since = 3, 5.0
@@ -44,8 +60,8 @@ def test_what_is_added_is_pending_in_order(path: Path) -> None:
     async def main() -> None:
         async with opened(path) as journal:
             assert await journal.oldest() is None
-            assert await journal.add(iter(new(5))) == (5, 0)
-            assert await journal.add(new(7)) == (2, 0)
+            assert await add(journal, new(5)) == (5, 0)
+            assert await add(journal, new(7)) == (2, 0)
             first = await journal.pending(0, 4)
             rest = await journal.pending(first[-1].id, 4)
             assert [r.idempotency_key for r in first + rest] == [
@@ -61,19 +77,19 @@ def test_what_is_added_is_pending_in_order(path: Path) -> None:
 
 
 def test_events_are_added_all_or_none_and_whoever_else_commits(path: Path) -> None:
-    """Also those of an iterator, which can be read once only."""
-
     async def main() -> None:
         async with opened(path) as journal:
-            await journal.add(new(1))
+            await add(journal, new(1))
             wrong = [*new(2, first=10), ("k0", b"{}", None, "u")]
-            good = journal.add(iter(new(3, first=20)))
-            bad = journal.add(iter(wrong))
+            ends: list[Any] = []
+            good = journal.add(new(3, first=20), ends.append)
+            bad = journal.add(wrong, ends.append)
             with pytest.raises(InvalidEventError) as caught:
                 await bad
             assert caught.value.idempotency_key == "k0"
             assert str(path) in str(caught.value)
-            assert await good == (3, 0)
+            await good
+            assert ends == [(3, 0), None]
         assert [row["key"] for row in rows(path)] == ["k0", "k20", "k21", "k22"]
 
     run(main())
@@ -82,7 +98,7 @@ def test_events_are_added_all_or_none_and_whoever_else_commits(path: Path) -> No
 def test_a_row_is_stamped_tried_and_ended(path: Path) -> None:
     async def main() -> None:
         async with opened(path) as journal:
-            await journal.add(new(4))
+            await add(journal, new(4))
             one, two, three, four = await journal.pending(0, 9)
             one.ambiguous_since = 5.0
             await journal.stamp(one)
@@ -107,7 +123,7 @@ def test_failures_are_listed_page_by_page(path: Path) -> None:
     async def main() -> None:
         async with opened(path) as journal:
             await given_up(journal, 5)
-            await journal.add(new(2, first=10))
+            await add(journal, new(2, first=10))
             first = await journal.failures(0, 3)
             rest = await journal.failures(first[-1].id, 3)
             told = [(one.idempotency_key, one.state) for one in first + rest]
@@ -142,7 +158,7 @@ def test_failures_are_pending_again_behind_the_others(
     async def main() -> None:
         async with opened(path) as journal:
             await given_up(journal, 4)
-            await journal.add(new(1, first=9))
+            await add(journal, new(1, first=9))
             number = itertools.count()
             count = await journal.again(keys, lambda: f"new{next(number)}")
             assert count == len(expected)
@@ -151,7 +167,7 @@ def test_failures_are_pending_again_behind_the_others(
             for row in pending:
                 assert (row.attempts, row.ambiguous_since) == (0, None)
             # What comes later still comes behind.
-            await journal.add(new(1, first=10))
+            await add(journal, new(1, first=10))
             assert (await journal.pending(0, 9))[-1].idempotency_key == "k10"
             assert await journal.counts() == {
                 key: count
@@ -170,7 +186,7 @@ def test_a_rejected_event_that_is_added_again_is_pending_again(path: Path) -> No
     async def main() -> None:
         async with opened(path) as journal:
             await given_up(journal, 4)
-            assert await journal.add([*new(5), *new(1)]) == (1, 2)
+            assert await add(journal, [*new(5), *new(1)]) == (1, 2)
             pending = await journal.pending(0, 9)
             assert [r.idempotency_key for r in pending] == ["k0", "k2", "k4"]
             assert await journal.counts() == {"pending": 3, UNKNOWN: 2}
@@ -192,7 +208,7 @@ def test_failures_and_nothing_else_can_be_forgotten(
     async def main() -> None:
         async with opened(path) as journal:
             await given_up(journal, 4)
-            await journal.add(new(1, first=9))
+            await add(journal, new(1, first=9))
             assert await journal.forget(keys) == 5 - len(left)
         assert {row["key"] for row in rows(path)} == left
 
@@ -204,10 +220,10 @@ def test_ids_are_never_used_twice(path: Path) -> None:
 
     async def main() -> None:
         async with opened(path) as journal:
-            await journal.add(new(3))
+            await add(journal, new(3))
             last = (await journal.pending(0, 9))[-1]
             await journal.gone(last)
-            await journal.add(new(1, first=5))
+            await add(journal, new(1, first=5))
             (row,) = await journal.pending(last.id, 9)
             assert row.idempotency_key == "k5"
 

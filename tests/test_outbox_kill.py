@@ -73,7 +73,7 @@ def kill_and_check(path: Path, kills: int, seed: int) -> str:
                 while not (told.exists() and told.stat().st_size):
                     assert process.poll() is None
                     time.sleep(0.002)
-            time.sleep(dice.uniform(0.2, 1.2))
+            time.sleep(dice.uniform(0.2, 0.9))
             killed_at.append(told.stat().st_size)
             process.kill()
             process.communicate()

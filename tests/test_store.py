@@ -36,9 +36,13 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_store, "_LOCKED_FOR", 0.02)
 
 
+def no_more(_: Store) -> None:
+    """Nothing else is to be done."""
+
+
 @asynccontextmanager
 async def opened(path: Path, file_format: Format = LINES) -> AsyncIterator[Store]:
-    store = Store(path, file_format)
+    store = Store(path, file_format, gather=no_more)
     await store.open()
     try:
         yield store
@@ -62,7 +66,7 @@ def lines(path: Path) -> list[str]:
 async def refusal(path: Path, file_format: Format = LINES) -> JournalError:
     """Return how opening that file fails."""
     with pytest.raises(JournalError) as caught:
-        await Store(path, file_format).open()
+        await Store(path, file_format, gather=no_more).open()
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
@@ -158,7 +162,7 @@ def test_closing_tries_it_once_more_and_then_tells(path: Path) -> None:
         def never(db: Connection) -> None:
             raise sqlite3.OperationalError("never")
 
-        store = Store(path, LINES)
+        store = Store(path, LINES, gather=no_more)
         await store.open()
         kept = store.do(never, keep=True)
         await store.do(adds("a"))
@@ -178,7 +182,7 @@ def test_closing_tries_it_once_more_and_then_tells(path: Path) -> None:
 
 def test_closing_does_what_was_asked_for(path: Path) -> None:
     async def main() -> None:
-        store = Store(path, LINES)
+        store = Store(path, LINES, gather=no_more)
         await store.open()
         asked = [store.do(adds(str(number))) for number in range(5)]
         closings = [asyncio.create_task(store.close()) for _ in range(3)]
@@ -388,7 +392,7 @@ def test_what_is_no_error_of_sqlite_leaves_nobody_waiting(path: Path) -> None:
         error = await refusal(path, Format("nonsense", 1, 1, schema))
         assert "TypeError" in str(error)
         assert list(path.parent.iterdir()) == []
-        assert "null byte" in str(await refusal(path / "no\0name"))
+        assert "embedded null" in str(await refusal(path / "no\0name"))
 
     run(main())
 
@@ -495,7 +499,7 @@ def test_a_disk_without_room_for_a_new_file_is_left_as_it_was(
 
 def test_the_file_is_free_when_its_loop_ended_without_closing_it(path: Path) -> None:
     async def forgets() -> None:
-        store = Store(path, LINES)
+        store = Store(path, LINES, gather=no_more)
         await store.open()
         await store.do(adds("a"))
         for text in "bc":
@@ -520,7 +524,7 @@ def test_an_opening_that_is_cancelled_frees_the_file(path: Path) -> None:
     async def main() -> None:
         kept = []
         for _ in range(3):
-            store = Store(path, LINES)
+            store = Store(path, LINES, gather=no_more)
             kept.append(store)
             opening = asyncio.create_task(store.open())
             await asyncio.sleep(0)
@@ -539,7 +543,7 @@ def test_an_opening_that_is_cancelled_and_fails_bothers_nobody(path: Path) -> No
     path.mkdir()
 
     async def main() -> None:
-        opening = asyncio.create_task(Store(path, LINES).open())
+        opening = asyncio.create_task(Store(path, LINES, gather=no_more).open())
         await asyncio.sleep(0)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):

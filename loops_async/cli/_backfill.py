@@ -31,7 +31,7 @@ from loops_async._book import Changes
 
 from . import _show
 from ._options import client_options
-from ._progress import Bar, duration
+from ._progress import STOPPING, Bar, duration, how_it_stands
 from ._result import CONFIGURATION, INTERRUPTED, REFUSED, UNKNOWN, exit_code
 
 _STDIN: Final = "-"
@@ -156,17 +156,17 @@ def command(
         raise click.UsageError(msg)
     if _STDIN in files and not dry_run and options["journal"] is None:
         raise click.UsageError("standard input needs --journal FILE, to go on from")
+    if files[0] == _STDIN and not dry_run:  # there is no place beside it
+        options["rejects"] = options["rejects"] or f"{options['journal']}.rejects.jsonl"
     console = _show.console(stderr=True)
     try:
         client = AsyncLoopsClient(
             api_key, base_url=base_url, rate_limit=rate, dry_run=dry_run
         )
-        if _STDIN in files:
-            file_format = file_format or "jsonl"
         reading = Reading(
             event_name=event_name, mapping=mapping, types=types, format=file_format
         )
-        with _spooled(files) as paths:
+        with _spooled(files, file_format or "jsonl") as paths:
             job = Backfill(paths, client, reading=reading, **options)
             bar = Bar(console, rate)
             shown = _Shown(console, bar, rate, asks=asks)
@@ -176,17 +176,17 @@ def command(
             report = asyncio.run(_sent(job, client, bar))
         _end(report, stopping=job.stopping, as_json=as_json)
     except LoopsError as error:
-        _end_failed(error)
+        _end_failed(error, as_json=as_json)
 
 
 @contextmanager
-def _spooled(files: tuple[str, ...]) -> Iterator[list[Path]]:
-    """Give standard input a file, as it is read more than once."""
+def _spooled(files: tuple[str, ...], file_format: str) -> Iterator[list[Path]]:
+    """Give standard input a file of that format, as it is read more than once."""
     if _STDIN not in files:
         yield [Path(file) for file in files]
         return
     with tempfile.TemporaryDirectory(prefix="loops-async-") as directory:
-        spool = Path(directory) / "stdin"
+        spool = Path(directory) / f"stdin.{file_format}"
         with spool.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield [spool if file == _STDIN else Path(file) for file in files]
@@ -217,15 +217,10 @@ async def _sent(
             with suppress(NotImplementedError):  # on Windows
                 for signal_number in (signal.SIGINT, signal.SIGTERM):
                     loop.add_signal_handler(signal_number, interrupted)
-        stats = client.stats
-        note = "finishing what is under way" if job.stopping else ""
-        if stats.outage:
-            note = "Loops does not answer: waiting"
-        elif stats.held > 1:
-            note = f"Loops asks to wait {duration(stats.held)}"
         failed = progress.invalid + progress.rejected
-        bar.tell(progress.rows - progress.pending, progress.rows, failed, note)
+        bar.tell(progress.rows - progress.pending, progress.rows, failed)
 
+    bar.note = lambda: STOPPING if job.stopping else how_it_stands(client.stats)
     job.on_progress = tell
     job.on_read = lambda rows: bar.tell(rows, 0)
     try:
@@ -250,7 +245,18 @@ class _Shown:
         self.bar.clear()
         _show_preview(preview, self.console, self.rate)
         many = _show.count(preview.to_send, "event")
-        return not self.asks or click.confirm(f"Send {many} to Loops now?", err=True)
+        return not self.asks or _asked(f"Send {many} to Loops now?")
+
+
+def _asked(question: str) -> bool:
+    # The handler of asyncio.run would note a Ctrl-C, and the question stand.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _show_preview(preview: Preview, console: Console, rate: float) -> None:
@@ -345,7 +351,10 @@ def _show_report(report: BackfillReport) -> None:
         out.print("run the same command to go on", soft_wrap=True)
 
 
-def _end_failed(error: LoopsError) -> None:
+def _end_failed(error: LoopsError, *, as_json: bool) -> None:
     code = exit_code(error)
+    if as_json:
+        told = {"error": type(error).__name__, "message": str(error)}
+        click.echo(json.dumps(told))
     _show.console(stderr=True).print(_show.error_panel(error, None, code))
     click.get_current_context().exit(code)

@@ -18,7 +18,7 @@ from loops_async._journal import PENDING, REJECTED, UNKNOWN, Journal
 
 from . import _result, _show
 from ._options import client_options
-from ._progress import Bar, duration
+from ._progress import Bar, duration, how_it_stands
 
 _T = TypeVar("_T")
 _PAGE: Final = 200
@@ -160,13 +160,16 @@ def drain(
         async with client, Outbox(path, client) as outbox:
             total = outbox.stats().pending
             bar = Bar(_show.console(stderr=True), limit / (client.stats.period or 1))
+            bar.note = lambda: outbox.stats().paused or how_it_stands(client.stats)
             async with bar:
                 while left := await outbox.flush(_LOOK):
                     stats = outbox.stats()
-                    bar.tell(total - left, total, stats.rejected, stats.paused or "")
+                    bar.tell(total - left, total, stats.rejected)
                     if stats.paused is not None:
                         break
-            return left, outbox.stats()
+            stats = outbox.stats()
+            await outbox.aclose(grace=0.0)  # what is paused does not end in time
+            return left, stats
 
     left, stats = _run(main)
     sent = f"{stats.accepted + stats.duplicates:,} sent"

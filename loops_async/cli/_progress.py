@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -12,8 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loops_async import ClientStats
+
 _EVERY: Final = 5.0  # seconds between two lines
 _LOOK: Final = 0.2  # seconds between two pictures
+STOPPING: Final = "finishing what is under way"
 _RECENT: Final = 20.0  # seconds over which the rate is taken
 
 
@@ -29,12 +33,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {left} s" if minutes else f"{left} s"
 
 
+def how_it_stands(stats: ClientStats) -> str:
+    """Return what keeps a client from sending, or an empty string."""
+    if stats.outage:
+        return "Loops does not answer: waiting"
+    if stats.held > 1:
+        return f"Loops asks to wait {duration(stats.held)}"
+    return ""
+
+
 class Bar:
     """Shows how many of how many are done; use it with ``async with``.
 
     Args:
         console: Where to.
         limit: How many a second may be done.
+
+    Attributes:
+        note: Gives what is to be known, now, instead of when it will be done.
     """
 
     def __init__(self, console: Console, limit: float) -> None:
@@ -42,7 +58,7 @@ class Bar:
         self._limit = limit
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._done = self._total = self._failed = 0
-        self._note = ""
+        self.note: Callable[[], str] = str
         self._known: deque[tuple[float, int]] = deque()  # how far it was, and when
 
     async def __aenter__(self) -> Self:
@@ -59,19 +75,18 @@ class Bar:
         await asyncio.wait([self._task])
         self.clear()
 
-    def tell(self, done: int, total: int, failed: int = 0, note: str = "") -> None:
+    def tell(self, done: int, total: int, failed: int = 0) -> None:
         """Say how far it is; cheap enough for every event.
 
         Args:
             done: How many.
             total: Of how many; 0 if nobody knows.
             failed: How many of the done.
-            note: What is to be known instead of when it will be done.
         """
         if total and not self._total:
             self._begun = time.monotonic()
             self._known.append((self._begun, done))
-        self._done, self._total, self._failed, self._note = done, total, failed, note
+        self._done, self._total, self._failed = done, total, failed
 
     def clear(self) -> None:
         """Take the picture away, until the next."""
@@ -109,8 +124,8 @@ class Bar:
         parts.append(f"{rate:.1f}/s, {rate / self._limit:.0%} of the limit")
         if self._failed:
             parts.append(f"{self._failed:,} failed")
-        if self._note:
-            parts.append(self._note)
+        if note := self.note():
+            parts.append(note)
         elif rate:
             parts.append(f"{duration((self._total - self._done) / rate)} left")
         return ", ".join(parts)
