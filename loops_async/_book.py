@@ -101,6 +101,7 @@ class Book(Journal):
     def __init__(self, path: Path) -> None:
         super().__init__(path, BACKFILL)
         self._seen: dict[bytes, int] = {}  # times, of rows that are there twice
+        self._seen_last: dict[bytes, int] = {}  # likewise, by the last batch
 
     def facts(self) -> "asyncio.Future[dict[str, Any]]":
         """Return what is known of the run."""
@@ -123,6 +124,7 @@ class Book(Journal):
 
         def work(db: Connection) -> None:
             self._seen.clear()
+            self._seen_last.clear()
             db.execute("DELETE FROM invalid")
 
         return self.do(work)
@@ -135,8 +137,11 @@ class Book(Journal):
         Returns:
             Those of the good that are bad after all: their key is taken.
         """
+        self._seen.update(self._seen_last)
+        self._seen_last.clear()
 
         def work(db: Connection) -> list[Bad]:
+            self._seen_last.clear()  # a work may be done twice
             taken = self._enter(db, run.encode(), number, good)
             rows = [
                 (b.file, b.line, b.error, json.dumps(b.record)) for b in bad + taken
@@ -162,8 +167,9 @@ class Book(Journal):
             digest = blake2b(row.body, digest_size=16, key=salt)
             key = digest.hexdigest()
             while not db.execute(_UPSERT, (key, *rest)).rowcount:
-                times = self._seen.get(digest.digest(), 0) + 1
-                self._seen[digest.digest()] = times
+                before = self._seen.get(digest.digest(), 0)
+                times = self._seen_last.get(digest.digest(), before) + 1
+                self._seen_last[digest.digest()] = times
                 another = digest.copy()
                 another.update(b"\0%d" % times)
                 key = another.hexdigest()

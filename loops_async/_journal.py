@@ -325,7 +325,8 @@ def _add(db: Connection, events: list[New], at: float) -> Added:
             error.idempotency_key = key
             raise error
         elif known[2] == REJECTED:
-            _put_last(db, known[0], key)
+            # One of its attempts may have used its key up: a 409 says nothing.
+            _put_last(db, known[0], key, new=False)
             again += 1
     return more, again
 
@@ -353,12 +354,19 @@ def _chosen(db: Connection, keys: Iterable[str] | None) -> list[tuple[int, str, 
     return sorted({row for key in keys for row in db.execute(query, (key,))})
 
 
-def _put_last(db: Connection, place: int, key: str) -> None:
-    """Make an event pending as if it had been added now, under that key."""
+def _put_last(db: Connection, place: int, key: str, *, new: bool = True) -> None:
+    """Make an event pending as if it had been added now, under that key.
+
+    Args:
+        db: The file.
+        place: The event's.
+        key: The one to send it with.
+        new: Whether nothing that was tried before counts.
+    """
     ((last,),) = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
     db.execute(
-        "UPDATE events SET id = ?, key = ?, state = 'pending', attempts = 0, "
-        "ambiguous_since = NULL, error = NULL WHERE id = ?",
-        (last + 1, key, place),
+        "UPDATE events SET id = ?, key = ?, state = 'pending', "
+        "attempts = attempts * ?, ambiguous_since = NULL, error = NULL WHERE id = ?",
+        (last + 1, key, not new, place),
     )
     db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'events'", (last + 1,))

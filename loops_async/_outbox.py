@@ -116,7 +116,7 @@ class Outbox:
         return f"<Outbox {self._path}, {state}>"
 
     async def __aenter__(self) -> Self:
-        if self._open is not None:
+        if self._open is not None and not self._open.loop.is_closed():
             msg = f"{self._path}: this outbox is open already"
             raise ConfigurationError(msg)
         opened = _Open(Journal(self._path), self._client, self._capacity, self._keep)
@@ -261,6 +261,7 @@ class _Open:
         keep: float,
     ) -> None:
         self.journal = journal
+        self.loop = asyncio.get_running_loop()
         self.process = os.getpid()
         self._dry_run = client._dry_run
         self._capacity = capacity

@@ -228,3 +228,17 @@ def test_ids_are_never_used_twice(path: Path) -> None:
             assert row.idempotency_key == "k5"
 
     run(main())
+
+
+def test_who_gave_up_waiting_does_not_keep_the_result_from_others(path: Path) -> None:
+    async def main() -> None:
+        async with opened(path) as journal:
+            await add(journal, new(1))
+            ends: list[Any] = []
+            for events in ([("k0", b"{}", None, "u")], new(3)):
+                journal.add(events, ends.append).cancel()
+            await add(journal, [])
+            assert ends == [None, (2, 0)]
+        assert len(rows(path)) == 3
+
+    run(main())

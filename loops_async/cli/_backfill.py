@@ -264,7 +264,7 @@ def _show_preview(preview: Preview, console: Console, rate: float) -> None:
         console.print(_show.printable(problem), style=_show.ODD, soft_wrap=True)
     if preview.invalid > len(preview.problems):
         more = preview.invalid - len(preview.problems)
-        console.print(f"and {_show.count(more, 'more')}", style=_show.ODD)
+        console.print(f"and {more:,} more", style=_show.ODD)
     if preview.changes is not None:
         _show_changes(preview.changes, console)
     table = Table(box=None, pad_edge=False, show_header=False)
