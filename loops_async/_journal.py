@@ -332,7 +332,7 @@ def _add(db: Connection, events: list[New], at: float) -> Added:
 
 
 def _name(db: Connection) -> str:
-    ((_, _, path),) = db.execute("PRAGMA database_list")
+    _, _, path = db.execute("PRAGMA database_list").fetchone()
     return str(path)
 
 

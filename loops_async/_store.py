@@ -10,10 +10,13 @@ import asyncio
 import errno
 import os
 import queue
+import random
 import sqlite3
 import threading
+import time
+import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -260,50 +263,63 @@ def _done(path: Path, db: Connection, orders: list[_Order[Any]]) -> bool:
 
 
 def _open(path: Path, file_format: Format) -> Connection:
-    new = _make(path)
-    db = sqlite3.connect(path, isolation_level=None, timeout=_LOCKED_FOR)
+    if not path.exists():
+        _make(path, file_format)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    end = time.monotonic() + _LOCKED_FOR
+    while True:
+        try:
+            return _connect(path, file_format)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            if time.monotonic() > end:
+                raise
+        # Two that begin at once each hold a part of what the other needs.
+        time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - no secret
+
+
+def _make(path: Path, file_format: Format) -> None:
+    """Make the file, whole or not at all, unless somebody else does."""
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")
     try:
-        # A lock that is kept, and no memory shared with anybody.
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        without_tables = new or _is_bare(path, db, file_format)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {file_format.checkpoint}")
-        db.execute("BEGIN IMMEDIATE")
-        if without_tables:
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        with closing(sqlite3.connect(new, isolation_level=None)) as db:
+            db.execute("BEGIN")
             for statement in file_format.schema:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {file_format.application}")
             db.execute(f"PRAGMA user_version = {file_format.version}")
+            db.execute("COMMIT")
+        with suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _connect(path: Path, file_format: Format) -> Connection:
+    db = sqlite3.connect(path, isolation_level=None, timeout=0.0)
+    try:
+        # A lock that is kept, and no memory shared with anybody.
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        _check(path, db, file_format)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA wal_autocheckpoint = {file_format.checkpoint}")
+        db.execute("BEGIN IMMEDIATE")
         db.execute("COMMIT")
     except BaseException:
         db.close()
-        if new:
-            path.unlink()
         raise
     return db
 
 
-def _make(path: Path) -> bool:
-    """Make the file if there is none; return whether there was none."""
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:  # never opened but by SQLite: closing drops its locks
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
-        return False
-    return True
-
-
-def _is_bare(path: Path, db: Connection, file_format: Format) -> bool:
-    """Check what is there; return whether its tables were never made."""
+def _check(path: Path, db: Connection, file_format: Format) -> None:
     ((application,),) = db.execute("PRAGMA application_id")
     ((version,),) = db.execute("PRAGMA user_version")
-    ((tables,),) = db.execute("SELECT count(*) FROM sqlite_master")
     if not path.stat().st_size:
         what = "is empty, so no journal; delete it if it never was one"
-    elif not tables:
-        return True
     elif application != file_format.application:
         what = f"is not {file_format.name}"
     elif version > file_format.version:
@@ -311,7 +327,7 @@ def _is_bare(path: Path, db: Connection, file_format: Format) -> bool:
     else:
         ((verdict,),) = db.execute("PRAGMA quick_check(1)")
         if verdict == "ok":
-            return False
+            return
         what = f"is damaged: {verdict.splitlines()[-1]}"
     raise JournalError(f"{path} {what}")
 

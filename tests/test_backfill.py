@@ -524,7 +524,9 @@ def test_another_type_makes_other_events(tmp_path: Path) -> None:
         assert parts(report) == {"rows": 2, "accepted": 2}
         assert sandbox.counts.requests == 4
         asked.answer = False
-        name = Reading(types=NUMBERS.types, mapping={"name": "event_name"}, event_name="x")
+        name = Reading(
+            types=NUMBERS.types, mapping={"name": "event_name"}, event_name="x"
+        )
         report = await send(path, sandbox, reading=name, confirm=asked)
         assert parts(report) == {"rows": 2, "pending": 2}
         report = await send(path, sandbox, reading=NUMBERS, confirm=asked)
@@ -607,7 +609,9 @@ def test_the_rejects_can_be_mended_and_sent_as_a_run_of_their_own(
         )
         assert found[2]["error"] == "1 cell, but the heading has 7"
         assert found[2]["record"] == "u5@b.co"
-        assert found[3]["error"].startswith("BadRequestError: Loops answered 400: Contact")
+        assert found[3]["error"].startswith(
+            "BadRequestError: Loops answered 400: Contact"
+        )
         # What Loops refused is as it was sent, in our spelling.
         assert found[3]["record"] == {
             "event_name": "signup",
@@ -830,7 +834,7 @@ def test_too_many_refused_rows_stop_it_and_again_before_it_begins(
     with_sandbox(use)
 
 
-@pytest.mark.parametrize("when", ["asked", "told"])
+@pytest.mark.parametrize("when", ["read", "asked", "told"])
 def test_stopped_before_it_sends_it_sends_nothing(tmp_path: Path, when: str) -> None:
     path = write(tmp_path / "events.csv", map(row, range(3)))
 
@@ -844,12 +848,16 @@ def test_stopped_before_it_sends_it_sends_nothing(tmp_path: Path, when: str) -> 
 
             if when == "asked":
                 job.confirm = confirm
+            elif when == "read":
+                write(path, map(row, range(1200)))
+                job.on_read = lambda _: job.stop()
             else:
                 job.on_progress = lambda _: job.stop()
             report = await job.run()
-        assert parts(report) == {"rows": 3, "pending": 3}
+        assert report.pending == report.rows == (500 if when == "read" else 3)
         assert report.stopped_by is None
         assert not sandbox.requests
+        write(path, map(row, range(3)))
         await send(path, sandbox)
         assert sorted(numbers(sandbox)) == [0, 1, 2]
 

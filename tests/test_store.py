@@ -342,17 +342,33 @@ def test_a_file_of_a_newer_version_is_refused(path: Path) -> None:
     run(main())
 
 
-def test_a_database_without_tables_gets_them(path: Path) -> None:
-    """As whoever was killed while making the file leaves it."""
+def test_a_database_of_nothing_is_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA journal_mode = WAL")
+    assert "is not" in str(run(refusal(path)))
+
+
+def test_those_who_open_a_file_at_once_are_one_owner_and_the_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each holds for a moment what the others need; somebody must win."""
+    monkeypatch.setattr(_store, "_LOCKED_FOR", 0.4)
 
     async def main() -> None:
-        async with opened(path) as store:
-            await store.do(adds("a"))
+        for turn in "abc":
+            stores = [Store(path, LINES, gather=no_more) for _ in range(4)]
+            found = await asyncio.gather(
+                *(store.open() for store in stores), return_exceptions=True
+            )
+            owners = [s for s, error in zip(stores, found, strict=True) if not error]
+            assert len(owners) == 1
+            assert all("in use" in str(error) for error in found if error)
+            await owners[0].do(adds(turn))
+            await owners[0].close()
 
     run(main())
-    assert lines(path) == ["a"]
+    assert lines(path) == ["a", "b", "c"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_directory_or_what_is_in_none_cannot_be_opened(path: Path) -> None:

@@ -154,7 +154,7 @@ def drain(
     or the API key cannot be used, 4 some are unknown or still pending.
     """  # noqa: D301 - click reads \b
 
-    async def main() -> tuple[int, OutboxStats]:
+    async def main() -> OutboxStats:
         client = AsyncLoopsClient(api_key, base_url=base_url, rate_limit=rate)
         limit = client.stats.limit or 1
         async with client, Outbox(path, client) as outbox:
@@ -162,29 +162,27 @@ def drain(
             bar = Bar(_show.console(stderr=True), limit / (client.stats.period or 1))
             bar.note = lambda: outbox.stats().paused or how_it_stands(client.stats)
             async with bar:
-                while left := await outbox.flush(_LOOK):
-                    stats = outbox.stats()
-                    bar.tell(total - left, total, stats.rejected)
-                    if stats.paused is not None:
-                        break
-            stats = outbox.stats()
+                while (stats := outbox.stats()).pending and stats.paused is None:
+                    bar.tell(total - stats.pending, total, stats.rejected)
+                    await asyncio.sleep(_LOOK)
             await outbox.aclose(grace=0.0)  # what is paused does not end in time
-            return left, stats
+            return stats
 
-    left, stats = _run(main)
+    stats = _run(main)
     sent = f"{stats.accepted + stats.duplicates:,} sent"
     click.echo(
-        f"{sent}, {stats.rejected:,} rejected, {stats.unknown:,} unknown, {left:,} left"
+        f"{sent}, {stats.rejected:,} rejected, {stats.unknown:,} unknown, "
+        f"{stats.pending:,} left"
     )
     if stats.paused is not None:
         click.echo(f"stopped: {stats.paused}", err=True)
-    click.get_current_context().exit(_exit_code(left, stats))
+    click.get_current_context().exit(_exit_code(stats))
 
 
-def _exit_code(left: int, stats: OutboxStats) -> int:
+def _exit_code(stats: OutboxStats) -> int:
     if stats.paused is not None:
         return _result.CONFIGURATION
-    if left or stats.unknown:
+    if stats.pending or stats.unknown:
         return _result.UNKNOWN
     return _result.REFUSED if stats.rejected else 0
 

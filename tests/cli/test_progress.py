@@ -122,7 +122,7 @@ def test_without_a_limit_there_is_a_rate_all_the_same(clock: Clock) -> None:
 async def shown(file: io.StringIO, bar: Bar, enough: Callable[[], bool]) -> str:
     async with bar:
         bar.tell(10, 100, 1)
-        while not enough():
+        while not enough():  # noqa: ASYNC110 - it is painted by the clock
             await asyncio.sleep(0.001)
     at_the_end = file.getvalue()
     await asyncio.sleep(0.01)
@@ -150,8 +150,8 @@ def test_on_a_terminal_a_bar_is_painted_and_taken_away(
     console = Console(file=file, force_terminal=True, width=80, color_system=None)
     bar = Bar(console, 8.0)
     said = servers.run(shown(file, bar, lambda: file.getvalue().count("10 of") > 2))
-    bar, _, words = said.partition("10 of 100, ")
-    assert "━━" in bar
+    picture, _, words = said.partition("10 of 100, ")
+    assert "━━" in picture
     assert words.startswith("0.0/s, 0% of the limit, 1 failed")
     assert said.endswith("\x1b[2K")  # erased
 
@@ -160,7 +160,7 @@ def test_on_a_terminal_a_bar_is_painted_and_taken_away(
         async with bar:
             before = file.getvalue().count("10 of")
             bar.clear()
-            while file.getvalue().count("10 of") == before:
+            while file.getvalue().count("10 of") == before:  # noqa: ASYNC110 - likewise
                 await asyncio.sleep(0.001)
 
     servers.run(interrupted())
