@@ -292,8 +292,12 @@ def _make(path: Path, file_format: Format) -> None:
             db.execute(f"PRAGMA application_id = {file_format.application}")
             db.execute(f"PRAGMA user_version = {file_format.version}")
             db.execute("COMMIT")
-        with suppress(FileExistsError):
+        try:
             os.link(new, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            new.rename(path)
     finally:
         new.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """One file, one thread: group commit, what is refused as a file, and leaving."""
 
 import asyncio
+import errno
 import gc
 import os
 import sqlite3
@@ -346,6 +347,23 @@ def test_a_database_of_nothing_is_refused(path: Path) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA journal_mode = WAL")
     assert "is not" in str(run(refusal(path)))
+
+
+def test_a_file_is_made_where_there_are_no_links(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+
+    async def main() -> None:
+        async with opened(path) as store:
+            await store.do(adds("a"))
+
+    run(main())
+    assert lines(path) == ["a"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_those_who_open_a_file_at_once_are_one_owner_and_the_others(

@@ -168,7 +168,10 @@ def drain(
             await outbox.aclose(grace=0.0)  # what is paused does not end in time
             return stats
 
-    stats = _run(main)
+    _end(_run(main))
+
+
+def _end(stats: OutboxStats) -> None:
     sent = f"{stats.accepted + stats.duplicates:,} sent"
     click.echo(
         f"{sent}, {stats.rejected:,} rejected, {stats.unknown:,} unknown, "
