@@ -343,7 +343,7 @@ class Backfill:
         """Tell whether more rows are bad than may be; then that is why it stops."""
         bad = tally[INVALID] + tally.get(REJECTED, 0)
         if bad > self._most_errors:
-            text = f"{bad:,} rows are invalid or rejected, {self._most_errors:,} may be"
+            text = f"invalid or rejected rows: {bad:,}, more than {self._most_errors:,}"
             self._stopped_by = NotTriedError(text)
         return bad > self._most_errors
 

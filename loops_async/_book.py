@@ -39,8 +39,9 @@ BACKFILL: Final = Format(
 )
 _UPSERT: Final = (
     "INSERT INTO events (key, body, email, user_id, file, line, pass, first_pass, at) "
-    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8) ON CONFLICT (key) DO UPDATE "
-    "SET file = ?5, line = ?6, pass = ?7 WHERE pass < ?7 AND body = ?2"
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE "
+    "SET file = excluded.file, line = excluded.line, pass = excluded.pass "
+    "WHERE events.pass < excluded.pass AND events.body = excluded.body"
 )
 _MENDED: Final = (
     "DELETE FROM events WHERE key = ? AND pass < ? AND body != ? "
@@ -158,7 +159,8 @@ class Book(Journal):
         salt = blake2b(run, digest_size=32).digest()
         taken = []
         for row in good:
-            rest = row.body, row.email, row.user_id, row.file, row.line, number, at
+            whom = row.email, row.user_id
+            rest = row.body, *whom, row.file, row.line, number, number, at
             if row.key is not None:
                 db.execute(_MENDED, (row.key, number, row.body))  # Loops never saw it
                 if not db.execute(_UPSERT, (row.key, *rest)).rowcount:

@@ -18,9 +18,7 @@ from rich.table import Table
 
 from loops_async import (
     AsyncLoopsClient,
-    AuthenticationError,
     BackfillReport,
-    ConfigurationError,
     LoopsError,
     Preview,
     Progress,
@@ -28,6 +26,7 @@ from loops_async import (
 )
 from loops_async._backfill import Backfill
 from loops_async._book import Changes
+from loops_async._fanout import stops
 
 from . import _show
 from ._options import client_options
@@ -329,7 +328,7 @@ def _end(report: BackfillReport | None, *, stopping: bool, as_json: bool) -> Non
 def _exit_code(report: BackfillReport, *, stopping: bool) -> int:
     if stopping and report.pending:
         return INTERRUPTED
-    if isinstance(report.stopped_by, ConfigurationError | AuthenticationError):
+    if report.stopped_by is not None and stops(report.stopped_by):
         return CONFIGURATION
     if report.unknown or report.pending:
         return UNKNOWN

@@ -310,6 +310,17 @@ def test_a_refused_key_is_3_and_the_right_one_goes_on(three: Path) -> None:
     assert numbers(sandbox) == [0, 1, 2]
 
 
+def test_a_wrong_address_is_3_and_the_right_one_goes_on(three: Path) -> None:
+    with running(rate_limit=None) as sandbox:
+        arguments = (str(three), "--yes", *NUMBER)
+        wrong = ("--base-url", f"{sandbox.url}/wrong")
+        code, told = run_json(*arguments, *wrong, sandbox=sandbox)
+        assert (code, told["pending"]) == (3, 3)
+        assert "404" in told["stopped_by"]
+        assert run_json(*arguments, sandbox=sandbox)[0] == 0
+    assert numbers(sandbox) == [0, 1, 2]
+
+
 def test_unknown_is_4_until_it_is_sent_again(three: Path) -> None:
     arguments = ("backfill", str(three), "--yes", *NUMBER)
     with running(rate_limit=None) as sandbox:
@@ -335,7 +346,7 @@ def test_too_many_errors_are_4_and_sends_nothing(tmp_path: Path) -> None:
         arguments = (str(path), "--yes", "--max-errors", "0")
         code, told = run_json(*arguments, sandbox=sandbox)
     assert code == 4
-    assert told["stopped_by"] == "1 rows are invalid or rejected, 0 may be"
+    assert told["stopped_by"] == "invalid or rejected rows: 1, more than 0"
     assert (told["invalid"], told["pending"]) == (1, 1)
     assert not sandbox.requests
 
