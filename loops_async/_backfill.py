@@ -229,6 +229,12 @@ class Backfill:
         if self._client._dry_run:
             msg = "a dry_run client would let rows count as accepted that are not"
             raise ConfigurationError(msg)
+        for path in self.paths:
+            if path.exists() and not path.is_file():
+                raise ConfigurationError(f"{path} is no file, so it cannot be reread")
+        if not os.access(self.rejects.parent, os.W_OK):
+            msg = f"{self.rejects} cannot be written: no such directory, or not yours"
+            raise ConfigurationError(msg)
         began = time.monotonic()
         mark = await asyncio.to_thread(self._mark)
         is_new = not self.journal.exists()
@@ -353,15 +359,19 @@ class Backfill:
 
     async def _report(self, book: Book, number: int, began: float) -> BackfillReport:
         parts = _parts(await book.tally(number))
-        rejects = None
-        if parts[INVALID] or parts[REJECTED]:
-            rejects = self.rejects
-            await self._write_rejects(book)
+        bad = parts[INVALID] + parts[REJECTED]
+        written = (await book.facts()).get("rejects")
+        if [number, bad] != written:  # or it may have been mended meanwhile
+            if bad:
+                await self._write_rejects(book)
+            elif written is not None:  # or it would be sent, and the mended rows too
+                self.rejects.unlink(missing_ok=True)
+            await book.note(rejects=[number, bad] if bad else None)
         return BackfillReport(
             **parts,
             stopped_by=self._stopped_by,
             journal=self.journal,
-            rejects=rejects,
+            rejects=self.rejects if bad else None,
             elapsed=time.monotonic() - began,
         )
 

@@ -638,6 +638,40 @@ def test_the_rejects_can_be_mended_and_sent_as_a_run_of_their_own(
     with_sandbox(use)
 
 
+def test_rejects_are_left_alone_until_there_are_others(tmp_path: Path) -> None:
+    """Whoever mends them must not lose his work; nor find what was mended since."""
+    path = write(tmp_path / "events.csv", [row(1), row(2, email="nobody")])
+
+    async def use(sandbox: Sandbox) -> None:
+        report = await send(path, sandbox)
+        assert report.rejects == rejects_of(path)
+        rejects_of(path).write_text("mended")
+        again = await send(path, sandbox)
+        assert attrs.evolve(again, elapsed=0) == attrs.evolve(report, elapsed=0)
+        assert rejects_of(path).read_text() == "mended"
+        write(path, [row(1), row(2, email="nobody"), row(3, email="nobody")])
+        await send(path, sandbox)
+        assert [one["line"] for one in json_lines(rejects_of(path))] == [3, 4]
+        write(path, [row(1), row(2), row(3)])
+        report = await send(path, sandbox)
+        assert report.rejects is None
+        assert not rejects_of(path).exists()
+        assert numbers(sandbox) == [1, 2, 3]
+
+    with_sandbox(use)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_what_can_be_read_once_only_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+
+    async def use(sandbox: Sandbox) -> None:
+        with pytest.raises(ConfigurationError, match=r"pipe\.csv is no file"):
+            await send(tmp_path / "pipe.csv", sandbox)
+
+    with_sandbox(use)
+
+
 def test_rejects_that_cannot_be_written_are_a_matter_of_configuration(
     tmp_path: Path,
 ) -> None:

@@ -34,6 +34,7 @@ from ._progress import STOPPING, Bar, duration, how_it_stands
 from ._result import CONFIGURATION, INTERRUPTED, REFUSED, UNKNOWN, exit_code
 
 _STDIN: Final = "-"
+_NOBODY: Final = "there is nobody to ask: check it with --dry-run, then say --yes"
 _MOST_EVENTS: Final = 20  # shown by name
 
 
@@ -150,9 +151,10 @@ def command(
       130  interrupted
     """  # noqa: D301 - click reads \b
     asks = not yes and not dry_run
-    if asks and (_STDIN in files or not sys.stdin.isatty()):
-        msg = "there is nobody to ask: check it with --dry-run, then say --yes"
-        raise click.UsageError(msg)
+    nobody = _STDIN in files or not sys.stdin.isatty()
+    journal = options["journal"] or Path(f"{files[0]}.journal.db")
+    if asks and nobody and not journal.exists():
+        raise click.UsageError(_NOBODY)
     if _STDIN in files and not dry_run and options["journal"] is None:
         raise click.UsageError("standard input needs --journal FILE, to go on from")
     if files[0] == _STDIN and not dry_run:  # there is no place beside it
@@ -244,6 +246,8 @@ class _Shown:
         self.bar.clear()
         _show_preview(preview, self.console, self.rate)
         many = _show.count(preview.to_send, "event")
+        if self.asks and not sys.stdin.isatty():
+            raise click.UsageError(_NOBODY)
         return not self.asks or _asked(f"Send {many} to Loops now?")
 
 

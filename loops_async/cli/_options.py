@@ -17,6 +17,7 @@ def client_options(command: _F) -> _F:
             "--apikey",
             "--api_key",
             "--token",
+            "key_in_the_open",
             is_flag=False,
             flag_value="",
             expose_value=False,

@@ -178,6 +178,21 @@ def test_some_rejected_is_1_and_says_where_they_are(tmp_path: Path) -> None:
     assert [one["line"] for one in json_lines(Path(told["rejects"]))] == [3, 4]
 
 
+def test_a_run_goes_on_without_a_terminal_unless_there_is_something_to_ask(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "events.csv", [row(1)])
+    with running(rate_limit=None) as sandbox:
+        assert run("backfill", str(path), sandbox=sandbox).exit_code == 2
+        assert run("backfill", str(path), "--yes", sandbox=sandbox).exit_code == 0
+        assert run("backfill", str(path), sandbox=sandbox).exit_code == 0
+        write(path, [row(1), row(2)])
+        result = run("backfill", str(path), sandbox=sandbox)
+        assert result.exit_code == 2
+        assert "nobody to ask" in result.stderr
+        assert len(sandbox.events) == 1
+
+
 def test_the_preview_shows_what_would_fire(tmp_path: Path) -> None:
     bad = [row(n, email="nobody") for n in range(23)]
     good = [row(n, event_name=f"e{n % 22}") for n in range(2000)]
