@@ -162,7 +162,7 @@ def requests_with(legs: st.SearchStrategy[float]) -> st.SearchStrategy[list[Requ
 # The law.
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(requests_with(_legs), _limits, _phases)
 def test_without_credit_no_window_ever_sees_more_than_the_limit(
     requests: list[Request], limit: int, phase: float
@@ -203,7 +203,7 @@ async def with_credit(limit: int) -> RateLimiter:
     return limiter
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     requests_with(_legs.map(lambda extra: QUARTER + extra)),
     _limits,
@@ -466,7 +466,7 @@ _steps = st.lists(
 )
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(_steps, _limits)
 @example([("single", 0, True)] * 4 + [("unused", 0, False), ("scatter", 0, True)], 2)
 def test_no_permit_is_lost_or_made(
@@ -674,7 +674,7 @@ _bound_steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(_bound_steps, _limits)
 def test_the_shortest_wait_is_never_longer_than_the_wait(
     steps: list[tuple[str, int]], limit: int
