@@ -38,10 +38,12 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from ._backfill import BackfillReport, Preview, Progress, backfill
+    from ._backfill import BackfillReport, Progress, backfill
     from ._input import Reading
     from ._journal import Failure
-    from ._outbox import Outbox, OutboxStats
+    from ._open_outbox import OutboxStats
+    from ._outbox import Outbox
+    from ._preview import Preview
 
 __all__ = [
     "APIError",
@@ -94,8 +96,8 @@ _LATER = {
     "BackfillReport": "._backfill",
     "Failure": "._journal",
     "Outbox": "._outbox",
-    "OutboxStats": "._outbox",
-    "Preview": "._backfill",
+    "OutboxStats": "._open_outbox",
+    "Preview": "._preview",
     "Progress": "._backfill",
     "Reading": "._input",
     "backfill": "._backfill",

@@ -8,21 +8,29 @@ import asyncio
 import json
 import math
 import os
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from inspect import isawaitable
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, Unpack
 
 import attrs
 
-from ._book import INVALID, Bad, Book, Changes, Good
+from ._book import INVALID, Book, Changes
 from ._drain import Drain
-from ._input import Item, Reading, fingerprint, read
+from ._input import Item, Reading, fingerprint, path_text, read
 from ._journal import ACCEPTED, DUPLICATE, PENDING, REJECTED, UNKNOWN, Row
+from ._preview import Preview, Seen, refuse_to_repeat
 from .errors import ConfigurationError, LoopsError, NotTriedError
 
 if TYPE_CHECKING:
@@ -31,37 +39,8 @@ if TYPE_CHECKING:
 FilePath: TypeAlias = str | os.PathLike[str]
 
 _BATCH: Final = 500  # rows between two turns of the event loop
-_MOST_CONTACTS: Final = 500_000  # counted; 100 bytes each
-_MOST_NAMES: Final = 1000
-_OTHERS: Final = "(others)"
-_FIRST_PROBLEMS: Final = 20
+_LOOK_AHEAD: Final = 100_000  # rows in memory, while their contacts have to wait
 _USED: Final = 0.95  # of the rate limit, at usual round trips
-
-
-@attrs.frozen(kw_only=True)
-class Preview:
-    """What a backfill would send.
-
-    Attributes:
-        rows: In the input.
-        invalid: Rows that cannot be sent.
-        problems: The first of these, as ``file:line: problem``.
-        events: Valid rows by event name; of the first 1,000 names.
-        contacts: Different contacts, counted to 500,000.
-        to_send: Rows still to be sent.
-        seconds: That this takes at least; None without a rate limit.
-        changes: What is different since the input was read before; None the
-            first time.
-    """
-
-    rows: int
-    invalid: int
-    problems: tuple[str, ...] = attrs.field(converter=tuple)
-    events: Mapping[str, int]
-    contacts: int
-    to_send: int
-    seconds: float | None
-    changes: Changes | None
 
 
 @attrs.frozen(kw_only=True)
@@ -114,7 +93,8 @@ class BackfillReport(Progress):
             "pending": self.pending,
         }
         said = [f"{n:,} {name}" for name, n in parts.items() if n or name == "accepted"]
-        text = f"{self.rows:,} rows in {self.elapsed:.1f} s: {', '.join(said)}"
+        rows = "row" if self.rows == 1 else "rows"
+        text = f"{self.rows:,} {rows} in {self.elapsed:.1f} s: {', '.join(said)}"
         if self.stopped_by is not None:
             text += f"; stopped by: {self.stopped_by}"
         return text
@@ -123,8 +103,23 @@ class BackfillReport(Progress):
 Confirm: TypeAlias = Callable[[Preview], bool | Awaitable[bool]]
 
 
+class Options(TypedDict, total=False):
+    """What `backfill` may be told; see `Backfill`."""
+
+    reading: Reading
+    journal: FilePath | None
+    rejects: FilePath | None
+    confirm: Confirm | None
+    on_progress: Callable[[Progress], object] | None
+    on_read: Callable[[int], object] | None
+    max_errors: int | None
+    resend_unknown: bool
+
+
 async def backfill(
-    paths: FilePath | Iterable[FilePath], client: "AsyncLoopsClient", **options: Any
+    paths: FilePath | Iterable[FilePath],
+    client: "AsyncLoopsClient",
+    **options: Unpack[Options],
 ) -> BackfillReport:
     """Send the events of CSV and JSON Lines files, each once.
 
@@ -143,7 +138,9 @@ async def backfill(
         The books of the run.
 
     Raises:
-        ConfigurationError: if a file or an option cannot be used.
+        ConfigurationError: if a file or an option cannot be used, or rows
+            that were sent have changed and there is nobody to `confirm` that
+            they are sent again.
         JournalError: if the journal cannot.
     """
     return await Backfill(paths, client, **options).run()
@@ -195,10 +192,11 @@ class Backfill:
         first = self.paths[0]
         self.journal = Path(journal or f"{first}.journal.db")
         self.rejects = Path(rejects or f"{first}.rejects.jsonl")
-        files = [path.resolve() for path in (*self.paths, self.journal, self.rejects)]
-        for path in files:
-            if files.count(path) > 1:
-                raise ConfigurationError(f"{path} is given twice, or is two things")
+        times = Counter(map(_identity, (*self.paths, self.journal, self.rejects)))
+        for path in (*self.paths, self.journal):
+            if times[_identity(path)] > 1:
+                msg = f"{path_text(path)} is given twice, or is two things"
+                raise ConfigurationError(msg)
         self._client = client
         self._reading = reading
         self.confirm = confirm
@@ -208,6 +206,7 @@ class Backfill:
         self._resend_unknown = resend_unknown
         self._drain: Drain | None = None
         self.stopping = False
+        self._entered = False  # all rows, into the journal
         self._stopped_by: LoopsError | None = None
 
     def stop(self) -> None:
@@ -217,12 +216,27 @@ class Backfill:
             self._drain.stop()
 
     async def check(self) -> Preview:
-        """Check the whole input; write and send nothing."""
-        seen = _Seen(self.paths)
+        """Check the whole input; write and send nothing.
+
+        What was sent before is only known if neither the input nor how it is
+        read has changed since.
+        """
+        seen = Seen(self.paths)
         for items in self._batches():
             seen.sort(items, self._client)
             await asyncio.sleep(0)
-        return self._preview(seen.summary(), seen.rows - seen.invalid, None)
+        to_send = seen.rows - seen.invalid
+        if self.journal.exists():
+            mark = await asyncio.to_thread(self._mark)
+            book = Book(self.journal)
+            await book.open()
+            try:
+                facts = await book.facts()
+                if facts.get("mark") == mark:
+                    to_send = (await book.tally(facts["passes"])).get(PENDING, 0)
+            finally:
+                await book.close()
+        return self._preview(seen.summary(), to_send, None)
 
     async def run(self) -> BackfillReport:
         """Send what is not sent yet; see `backfill`."""
@@ -231,16 +245,19 @@ class Backfill:
             raise ConfigurationError(msg)
         for path in self.paths:
             if path.exists() and not path.is_file():
-                raise ConfigurationError(f"{path} is no file, so it cannot be reread")
-        if not os.access(self.rejects.parent, os.W_OK):
-            msg = f"{self.rejects} cannot be written: no such directory, or not yours"
+                msg = f"{path_text(path)} is no file, so it cannot be reread"
+                raise ConfigurationError(msg)
+        if self.rejects.is_dir() or not os.access(self.rejects.parent, os.W_OK):
+            msg = (
+                f"{path_text(self.rejects)} cannot be written: it is a directory, "
+                "or is in none that is yours"
+            )
             raise ConfigurationError(msg)
         began = time.monotonic()
         mark = await asyncio.to_thread(self._mark)
         is_new = not self.journal.exists()
         book = Book(self.journal)
         await book.open()
-        agreed = False
         try:
             number, agreed = await self._enter(book, mark)
             if agreed and not self.stopping:
@@ -248,20 +265,21 @@ class Backfill:
             return await self._report(book, number, began)
         finally:
             await book.close()
-            if is_new and not agreed:  # so nothing was sent
+            if is_new and not self._entered:  # it knows nothing
                 self.journal.unlink()
 
-    def _mark(self) -> dict[str, Any]:
+    def _mark(self) -> object:
         """Return what tells this input, read this way, from every other."""
-        prints = [fingerprint(path) for path in self.paths]
-        return {"inputs": prints, "reading": attrs.asdict(self._reading)}
+        prints = [fingerprint(path, lambda: self.stopping) for path in self.paths]
+        mark = {"inputs": prints, "reading": attrs.asdict(self._reading)}
+        return json.loads(json.dumps(mark))  # as the journal will say it
 
     def _batches(self) -> Iterator[list[Item]]:
         items = chain.from_iterable(read(path, self._reading) for path in self.paths)
         while batch := list(islice(items, _BATCH)):
             yield batch
 
-    async def _enter(self, book: Book, mark: dict[str, Any]) -> tuple[int, bool]:
+    async def _enter(self, book: Book, mark: object) -> tuple[int, bool]:
         """See to it that all rows are in the journal, and may be sent.
 
         Returns:
@@ -272,9 +290,11 @@ class Backfill:
         summary: dict[str, Any] = facts.get("summary", {})
         told = facts.get("changes")  # to who did not agree
         changes = None if told is None else Changes(**told)
+        if self.stopping:
+            return number, agreed
         if facts.get("mark") != mark:
             number += 1
-            run = facts.get("run", str(self.journal.resolve()))
+            run = facts.get("run", path_text(self.journal.resolve()))
             await book.note(run=run, passes=number, mark=None)
             summary = await self._read(book, run, number)
             if self.stopping:
@@ -284,6 +304,7 @@ class Backfill:
             told = None if changes is None else attrs.asdict(changes)
             await book.note(changes=told, summary=summary, agreed=agreed)
             await book.note(mark=mark, complete=number)
+            self._entered = True
         if self._resend_unknown:
             await book.send_unknown(number)
         tally = await book.tally(number)
@@ -298,7 +319,7 @@ class Backfill:
 
     async def _read(self, book: Book, run: str, number: int) -> dict[str, Any]:
         """Check and enter every row; return a summary."""
-        seen = _Seen(self.paths)
+        seen = Seen(self.paths)
         await book.begin()
         entered = book.enter(run, number, [], [])
         for items in self._batches():
@@ -323,6 +344,7 @@ class Backfill:
 
     async def _agrees(self, preview: Preview) -> bool:
         if self.confirm is None:
+            refuse_to_repeat(preview.changes)
             return True
         answer = self.confirm(preview)
         return bool(await answer if isawaitable(answer) else answer)
@@ -340,7 +362,9 @@ class Backfill:
                 drain.stop()
             self._tell(tally)
 
-        drain = self._drain = Drain(book, self._client, keep=True, on_end=ended)
+        drain = self._drain = Drain(
+            book, self._client, look_ahead=_LOOK_AHEAD, keep=True, on_end=ended
+        )
         stopped_by = await drain.run(until_empty=True)
         if not self.stopping:
             self._stopped_by = self._stopped_by or stopped_by
@@ -360,13 +384,12 @@ class Backfill:
     async def _report(self, book: Book, number: int, began: float) -> BackfillReport:
         parts = _parts(await book.tally(number))
         bad = parts[INVALID] + parts[REJECTED]
-        written = (await book.facts()).get("rejects")
-        if [number, bad] != written:  # or it may have been mended meanwhile
-            if bad:
-                await self._write_rejects(book)
-            elif written is not None:  # or it would be sent, and the mended rows too
-                self.rejects.unlink(missing_ok=True)
-            await book.note(rejects=[number, bad] if bad else None)
+        try:
+            await self._keep_rejects(book, number, bad)
+        except OSError as error:
+            msg = f"{path_text(self.rejects)} cannot be written: {error.strerror}"
+            self._stopped_by = self._stopped_by or ConfigurationError(msg)
+            bad = 0
         return BackfillReport(
             **parts,
             stopped_by=self._stopped_by,
@@ -375,78 +398,43 @@ class Backfill:
             elapsed=time.monotonic() - began,
         )
 
+    async def _keep_rejects(self, book: Book, number: int, bad: int) -> None:
+        """See to it that the file says what the journal does."""
+        facts = await book.facts()
+        written = facts.get("rejects")
+        if facts.get("complete") != number or [number, bad] == written:
+            return  # half a pass says nothing; and it may have been mended meanwhile
+        if bad:
+            await self._write_rejects(book)
+        elif written is not None:  # or it would be sent, and the mended rows too
+            self.rejects.unlink(missing_ok=True)
+        await book.note(rejects=[number, bad] if bad else None)
+
     async def _write_rejects(self, book: Book) -> None:
         """Write the file anew, for its owner's eyes only, or leave it as it was."""
-        new = self.rejects.with_name(f"{self.rejects.name}.new")
-        try:
-            handle = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-            with open(handle, "w", encoding="utf-8") as file:  # noqa: ASYNC230, PTH123 - a descriptor
+        path = self.rejects.resolve()
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f"{path.name}.", delete=False
+        ) as file:
+            try:
                 async for row in book.rejects():
                     at = {"file": row.file} if len(self.paths) > 1 else {}
                     said = {"line": row.line, "error": row.error, "record": row.record}
                     file.write(json.dumps({**at, **said}, ensure_ascii=False) + "\n")
-            new.replace(self.rejects)
-        except OSError as error:
-            with suppress(OSError):
-                new.unlink()
-            msg = f"{self.rejects} cannot be written: {error.strerror}"
-            raise ConfigurationError(msg) from None
+                file.flush()
+                os.replace(file.name, path)  # noqa: PTH105 - in milliseconds
+            except BaseException:
+                os.unlink(file.name)  # noqa: PTH108
+                raise
 
 
-class _Seen:
-    """What was found in an input so far."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        names = {path.name for path in paths}
-        self._short = len(names) == len(paths)
-        self._contacts: set[int] = set()
-        self._events: Counter[str] = Counter()
-        self._problems: list[str] = []
-        self.rows = 0
-        self.invalid = 0
-
-    def sort(
-        self, items: list[Item], client: "AsyncLoopsClient"
-    ) -> tuple[list[Good], list[Bad]]:
-        """Tell the rows that can be sent from those that cannot."""
-        good: list[Good] = []
-        bad: list[Bad] = []
-        for item in items:
-            event, problems, body = item.event, item.problems, b""
-            if event is not None:
-                try:
-                    body = client._prepared(event)
-                except LoopsError as refused:
-                    problems = (str(refused),)
-            if event is None or problems:
-                error = "; ".join(problems)
-                bad.append(Bad(item.file, item.line, error, item.record))
-                continue
-            email, user_id = event.email, event.user_id
-            good.append(Good(item.file, item.line, item.key, body, email, user_id))
-            name = event.event_name
-            known = name in self._events or len(self._events) < _MOST_NAMES
-            self._events[name if known else _OTHERS] += 1
-            if len(self._contacts) < _MOST_CONTACTS:
-                self._contacts.add(hash(email.casefold() if email else user_id))
-        self.rows += len(items)
-        self.refuse(bad)
-        return good, bad
-
-    def refuse(self, bad: list[Bad]) -> None:
-        self.invalid += len(bad)
-        for row in bad[: max(0, _FIRST_PROBLEMS - len(self._problems))]:
-            file = Path(row.file).name if self._short else row.file
-            self._problems.append(f"{file}:{row.line}: {row.error}")
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "invalid": self.invalid,
-            "problems": self._problems,
-            "events": dict(self._events.most_common()),
-            "contacts": len(self._contacts),
-        }
+def _identity(path: Path) -> Hashable:
+    """Return what tells one file from another, whatever it is called."""
+    try:
+        known = path.stat()
+    except OSError:  # there is none yet
+        return path.resolve()
+    return known.st_dev, known.st_ino
 
 
 def _parts(tally: Mapping[str, int]) -> dict[str, int]:

@@ -31,6 +31,7 @@ BACKFILL: Final = Format(
         "ALTER TABLE events ADD COLUMN line INTEGER",
         "ALTER TABLE events ADD COLUMN first_pass INTEGER",
         "ALTER TABLE events ADD COLUMN pass INTEGER",
+        "ALTER TABLE events ADD COLUMN place INTEGER",
         FAILED,
         "CREATE TABLE invalid (file TEXT, line INTEGER, error TEXT, record TEXT)",
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT)",
@@ -38,9 +39,11 @@ BACKFILL: Final = Format(
     checkpoint=10_000,  # for a million keys in no order
 )
 _UPSERT: Final = (
-    "INSERT INTO events (key, body, email, user_id, file, line, pass, first_pass, at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE "
-    "SET file = excluded.file, line = excluded.line, pass = excluded.pass "
+    "INSERT INTO events "
+    "(key, body, email, user_id, file, line, place, pass, first_pass, at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+    "file = excluded.file, line = excluded.line, place = excluded.place, "
+    "pass = excluded.pass "
     "WHERE events.pass < excluded.pass AND events.body = excluded.body"
 )
 _MENDED: Final = (
@@ -88,6 +91,7 @@ class Changes:
         first_new: Where the first of them are, as ``file:line``.
         dropped: Rows that are there no more, and will not be sent.
         sent_before: Rows that are there no more, but Loops has them or may.
+            If there are new ones too, these may be the same, only changed.
     """
 
     new: int
@@ -101,6 +105,7 @@ class Book(Journal):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, BACKFILL)
+        self._entered = 0  # good rows of the pass
         self._seen: dict[bytes, int] = {}  # times, of rows that are there twice
         self._seen_last: dict[bytes, int] = {}  # likewise, by the last batch
 
@@ -124,26 +129,28 @@ class Book(Journal):
         """Begin a pass: forget the invalid rows of the one before."""
 
         def work(db: Connection) -> None:
-            self._seen.clear()
-            self._seen_last.clear()
             db.execute("DELETE FROM invalid")
 
+        self._entered = 0
+        self._seen.clear()
+        self._seen_last.clear()
         return self.do(work)
 
     def enter(
         self, run: str, number: int, good: list[Good], bad: list[Bad]
     ) -> "asyncio.Future[list[Bad]]":
-        """Enter rows of a pass.
+        """Enter rows of a pass; not before the last ones are entered.
 
         Returns:
             Those of the good that are bad after all: their key is taken.
         """
+        place = self._entered
+        self._entered += len(good)
         self._seen.update(self._seen_last)
-        self._seen_last.clear()
 
         def work(db: Connection) -> list[Bad]:
-            self._seen_last.clear()  # a work may be done twice
-            taken = self._enter(db, run.encode(), number, good)
+            self._seen_last.clear()  # if it is done again
+            taken = self._enter(db, run.encode(), number, place, good)
             rows = [
                 (b.file, b.line, b.error, json.dumps(b.record)) for b in bad + taken
             ]
@@ -153,14 +160,14 @@ class Book(Journal):
         return self.do(work)
 
     def _enter(
-        self, db: Connection, run: bytes, number: int, good: list[Good]
+        self, db: Connection, run: bytes, number: int, place: int, good: list[Good]
     ) -> list[Bad]:
         at = time.time()
         salt = blake2b(run, digest_size=32).digest()
         taken = []
-        for row in good:
+        for at_place, row in enumerate(good, place):
             whom = row.email, row.user_id
-            rest = row.body, *whom, row.file, row.line, number, number, at
+            rest = row.body, *whom, row.file, row.line, at_place, number, number, at
             if row.key is not None:
                 db.execute(_MENDED, (row.key, number, row.body))  # Loops never saw it
                 if not db.execute(_UPSERT, (row.key, *rest)).rowcount:
@@ -230,6 +237,7 @@ _INVALID: Final = (
     "SELECT rowid, file, line, error, record FROM invalid WHERE rowid > ? "
     "ORDER BY rowid LIMIT ?"
 )
+# Its condition on the state is that of the index, and narrower.
 _REFUSED: Final = (
     "SELECT id, file, line, error, body FROM events INDEXED BY failed "
     "WHERE id > ? AND state IN ('rejected', 'unknown') AND state = 'rejected' "
@@ -271,6 +279,18 @@ def _taken(row: Good) -> Bad:
     return Bad(row.file, row.line, error, record)
 
 
+def _put_in_order(db: Connection) -> None:
+    """Have what was never sent sent in the order in which it was read last."""
+    never_sent = "state = 'pending' AND ambiguous_since IS NULL"
+    last = "(SELECT seq FROM sqlite_sequence WHERE name = 'events')"
+    db.execute(f"UPDATE events SET id = {last} + 1 + place WHERE {never_sent}")  # noqa: S608 - nothing from outside
+    db.execute(
+        "UPDATE sqlite_sequence "
+        "SET seq = max(seq, (SELECT coalesce(max(id), 0) FROM events)) "
+        "WHERE name = 'events'"
+    )
+
+
 def _end(db: Connection, number: int, before: int | None) -> Changes | None:
     # What may be with Loops already is not sent again for a row that is gone.
     db.execute(
@@ -282,11 +302,13 @@ def _end(db: Connection, number: int, before: int | None) -> Changes | None:
         "DELETE FROM events WHERE pass < ? AND state IN ('pending', 'rejected')",
         (number,),
     ).rowcount
+    if number > 1:
+        _put_in_order(db)
     if before is None:
         return None
     query = "SELECT count(*) FROM events WHERE pass < ?"
     ((sent_before,),) = db.execute(query, (number,))
-    query = "SELECT file, line FROM events WHERE first_pass > ? ORDER BY id LIMIT 5"
+    query = "SELECT file, line FROM events WHERE first_pass > ? ORDER BY place LIMIT 5"
     where = tuple(f"{file}:{line}" for file, line in db.execute(query, (before,)))
     query = "SELECT count(*) FROM events WHERE first_pass > ?"
     ((new,),) = db.execute(query, (before,))

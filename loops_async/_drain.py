@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 KNOWN_FOR: Final = 23 * 3600.0  # seconds; Loops forgets a key after 24 hours
 _LONGEST_PAUSE: Final = 300.0  # seconds between two attempts of one event
-_LOOK_AHEAD: Final = 10_000  # rows in memory, while their contacts have to wait
 _PAGE: Final = 200  # rows read at once
 
 
@@ -48,6 +47,7 @@ class Drain:
     Args:
         journal: An open one.
         client: What to send with.
+        look_ahead: Rows in memory at most, while their contacts have to wait.
         keep: Whether rows that Loops has stay in the journal.
         on_end: Called with each row that has ended, durably, and its state.
         clock: Unix time.
@@ -59,6 +59,7 @@ class Drain:
         journal: Journal,
         client: "AsyncLoopsClient",
         *,
+        look_ahead: int,
         keep: bool,
         on_end: Callable[[Row, str], object],
         clock: Callable[[], float] = time.time,
@@ -66,6 +67,7 @@ class Drain:
     ) -> None:
         self._journal = journal
         self._client = client
+        self._look_ahead = look_ahead
         self._keep = keep
         self._on_end = on_end
         self._clock = clock
@@ -101,7 +103,9 @@ class Drain:
         """
         self._rows.clear()
         rows = self._pending(until_empty=until_empty)
-        self._fan_out = self._client._fan_out_rows(rows, Row, Sent, self, _LOOK_AHEAD)
+        self._fan_out = self._client._fan_out_rows(
+            rows, Row, Sent, self, self._look_ahead
+        )
         try:
             async with aclosing(self._fan_out.outcomes()) as all_sent:
                 async for sent in all_sent:
@@ -161,6 +165,7 @@ class Drain:
         """Write down that an attempt failed; see `Record`."""
         row = self._rows[key]
         row.attempts += 1
+        row.noted += 1
         if row.stamp_is_new and not error.maybe_accepted:
             row.ambiguous_since = None
         done = self._journal.tried(row, _line(error))
@@ -170,7 +175,7 @@ class Drain:
         self, row: Row, receipt: Receipt | None, error: LoopsError | None
     ) -> None:
         if error is not None and (error.retryable or stops(error)):
-            if stops(error) and error.attempts:  # the others are noted already
+            if stops(error) and error.attempts > row.noted:
                 self.failed(row.idempotency_key, error)
             del self._rows[row.idempotency_key]
             if row.ambiguous_since is not None:
@@ -179,8 +184,7 @@ class Drain:
         del self._rows[row.idempotency_key]
         self._ending.add(row.id)
         if error is not None:
-            if not isinstance(error, ForgottenKeyError):  # its are noted already
-                row.attempts += min(error.attempts, 1)
+            row.attempts += error.attempts - row.noted
             before = not error.attempts and row.ambiguous_since is not None
             state = UNKNOWN if before or error.maybe_accepted else REJECTED
             done = self._journal.ended(row, state, _line(error))
@@ -203,7 +207,9 @@ class Drain:
 
 
 def _line(error: LoopsError) -> str:
-    return f"{type(error).__name__}: {error.args[0]}"
+    """Return it as a text that any file takes: a header may be no UTF-8."""
+    said = str(error.args[0]).encode(errors="backslashreplace").decode()
+    return f"{type(error).__name__}: {said}"
 
 
 def looked_at(done: "asyncio.Future[Any]") -> object:

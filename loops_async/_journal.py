@@ -69,6 +69,7 @@ class Row:
         stamped: The same in this process's monotonic seconds.
         stamped_here: Whether this process noted it, and not one before.
         stamp_is_new: Whether it did so for the attempt under way.
+        noted: Attempts made in this run that are in `attempts`.
     """
 
     id: int
@@ -81,6 +82,7 @@ class Row:
     stamped: float = 0.0
     stamped_here: bool = False
     stamp_is_new: bool = False
+    noted: int = 0
 
 
 @attrs.frozen
@@ -123,6 +125,7 @@ class Journal:
         self._adding: list[_Adding] = []
         self._store = Store(path, file_format, gather=partial(_gather, self._adding))
         self.open = self._store.open
+        self.abandon = self._store.abandon
         self.do = self._store.do
 
     def add(
@@ -326,7 +329,7 @@ def _add(db: Connection, events: list[New], at: float) -> Added:
             raise error
         elif known[2] == REJECTED:
             # One of its attempts may have used its key up: a 409 says nothing.
-            _put_last(db, known[0], key, new=False)
+            _put_last(db, known[0], key, forget_attempts=False)
             again += 1
     return more, again
 
@@ -354,19 +357,21 @@ def _chosen(db: Connection, keys: Iterable[str] | None) -> list[tuple[int, str, 
     return sorted({row for key in keys for row in db.execute(query, (key,))})
 
 
-def _put_last(db: Connection, place: int, key: str, *, new: bool = True) -> None:
+def _put_last(
+    db: Connection, place: int, key: str, *, forget_attempts: bool = True
+) -> None:
     """Make an event pending as if it had been added now, under that key.
 
     Args:
         db: The file.
         place: The event's.
         key: The one to send it with.
-        new: Whether nothing that was tried before counts.
+        forget_attempts: Whether a 409 shall be news of this event again.
     """
     ((last,),) = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
     db.execute(
         "UPDATE events SET id = ?, key = ?, state = 'pending', "
         "attempts = attempts * ?, ambiguous_since = NULL, error = NULL WHERE id = ?",
-        (last + 1, key, not new, place),
+        (last + 1, key, not forget_attempts, place),
     )
     db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'events'", (last + 1,))

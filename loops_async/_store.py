@@ -123,7 +123,7 @@ class Store:
 
         Args:
             work: What to do, in the thread.
-            keep: Whether to try it until it works, or the store is closed.
+            keep: Whether to try it again as long as that may help.
             hurry: Whether now, or with the next that is, which is cheaper.
 
         Returns:
@@ -144,6 +144,11 @@ class Store:
             last = self._ordered(_Order(_nothing, self._loop.create_future(), False))
             last.add_done_callback(self._end)
         await asyncio.shield(self._closed)
+
+    async def abandon(self) -> None:
+        """Let go of the file, when the event loop it was opened in is closed."""
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.join)
 
     def _end(self, last: "asyncio.Future[None]") -> None:
         last.exception()  # if so the others, whom it concerns, have it too
@@ -184,7 +189,7 @@ class Store:
                 continue
             if order.failure is None:
                 order.done.set_result(order.result)
-            elif order.keep and not self._closing:
+            elif order.keep and order.failure.retryable and not self._closing:
                 again.append(order)
             else:
                 order.done.set_exception(order.failure)

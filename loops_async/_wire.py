@@ -286,8 +286,8 @@ _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 def _brief(text: object) -> str:
-    """Return it as one line of at most 200 characters."""
-    line = " ".join(str(text).split())
+    """Return it as one line of at most 200 characters, all of which can be printed."""
+    line = " ".join(str(text).encode(errors="backslashreplace").decode().split())
     return line if len(line) <= 200 else line[:199] + "…"
 
 

@@ -28,9 +28,9 @@ from loops_async import (
     Preview,
     Progress,
     Reading,
+    _preview,
     backfill,
 )
-from loops_async import _backfill as backfill_module
 from loops_async._backfill import Backfill
 from loops_async._book import Changes
 from loops_async.sandbox import Sandbox
@@ -200,6 +200,44 @@ def test_one_file_cannot_be_two_things(
     assert os.listdir() == ["events.csv"]  # noqa: PTH208 - of the working directory
 
 
+def test_one_file_by_two_names_is_given_twice(tmp_path: Path) -> None:
+    path = write(tmp_path / "events.csv", [row(1)])
+    other = tmp_path / "other.csv"
+    other.hardlink_to(path)
+    client = client_of("http://127.0.0.1:1/api")
+    with pytest.raises(ConfigurationError, match=r"events.csv is given twice"):
+        Backfill([path, other], client)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux only")
+def test_a_name_that_is_no_utf_8_can_be_sent_and_told(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.csv")
+    path = write(tmp_path / name, [row(1), row(2, email="x")])
+
+    async def use(sandbox: Sandbox) -> None:
+        asked = Asked()
+        for _ in range(2):
+            report = await send(path, sandbox, confirm=asked)
+            assert parts(report) == {"rows": 2, "accepted": 1, "invalid": 1}
+        assert report.rejects == rejects_of(path)
+        assert asked.previews[0].problems[0].startswith("caf\\xe9.csv:3: email: ")
+
+    with_sandbox(use)
+
+
+def test_told_to_stop_before_it_began_it_reads_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "events.csv", [row(1)])
+
+    async def use(sandbox: Sandbox) -> None:
+        async with client_of(sandbox) as client:
+            job = Backfill(path, client, reading=NUMBERS)
+            job.stop()
+            assert parts(await job.run()) == {}
+        assert not journal_of(path).exists()
+
+    with_sandbox(use)
+
+
 def test_a_file_that_cannot_be_read_leaves_nothing_behind(tmp_path: Path) -> None:
     heading = write(tmp_path / "events.csv", [row(1)], head="what,is,this,now")
 
@@ -286,8 +324,8 @@ def test_the_question_tells_what_would_be_sent(tmp_path: Path) -> None:
 def test_many_problems_and_names_are_counted_and_only_some_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backfill_module, "_MOST_NAMES", 3)
-    monkeypatch.setattr(backfill_module, "_MOST_CONTACTS", 4)
+    monkeypatch.setattr(_preview, "_MOST_NAMES", 3)
+    monkeypatch.setattr(_preview, "_MOST_CONTACTS", 4)
     good = [row(n, event_name=f"e{n}") for n in range(6)]
     path = write(tmp_path / "a.csv", good + [row(1, email="nobody")] * 30)
     other = tmp_path / "b"
@@ -324,7 +362,6 @@ def test_what_is_not_confirmed_is_not_sent_and_asked_again(
             report = await send(path, sandbox, confirm=confirm)
             assert parts(report) == {"rows": 2, "invalid": 1, "pending": 1}
             assert isinstance(report.stopped_by, NotTriedError)
-            assert not journal_of(path).exists()
         assert not sandbox.requests
         asked.answer = True
         report = await send(path, sandbox, confirm=confirm)
@@ -472,7 +509,7 @@ def test_a_row_that_comes_back_is_what_it_was(tmp_path: Path) -> None:
     async def use(sandbox: Sandbox) -> None:
         await one_of_each(path, sandbox)
         write(path, [row(12)])
-        report = await send(path, sandbox)
+        report = await send(path, sandbox, confirm=Asked())
         assert parts(report) == {"rows": 1, "accepted": 1}
         sandbox.reset()
         write(path, map(row, range(13)))
@@ -539,6 +576,55 @@ def test_another_type_makes_other_events(tmp_path: Path) -> None:
         Changes(2, where, dropped=0, sent_before=2),
         Changes(2, where, dropped=0, sent_before=4),
     ]
+
+
+def test_what_was_sent_is_not_sent_again_for_being_read_in_another_way(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "events.csv", [row(1), row(2)])
+
+    async def use(sandbox: Sandbox) -> None:
+        await send(path, sandbox, reading=Reading())
+        for _ in range(2):
+            with pytest.raises(ConfigurationError, match="would be sent twice"):
+                await send(path, sandbox, reading=NUMBERS)
+        report = await send(path, sandbox, reading=Reading())
+        assert parts(report) == {"rows": 2, "accepted": 2}
+        assert sandbox.counts.requests == 2
+
+    with_sandbox(use)
+
+
+def test_a_contacts_order_is_that_of_the_input_as_it_is_now(tmp_path: Path) -> None:
+    def of_x(number: int, email: str = "x@b.co") -> str:
+        return row(number, email=email)
+
+    path = write(tmp_path / "events.csv", [of_x(1), of_x(2, "x"), of_x(3)])
+
+    async def use(sandbox: Sandbox) -> None:
+        await send(path, sandbox, confirm=Asked(answer=False))
+        write(path, [of_x(0), of_x(1), of_x(2), of_x(3)])
+        report = await send(path, sandbox)
+        assert parts(report) == {"rows": 4, "accepted": 4}
+        assert numbers(sandbox) == [0, 1, 2, 3]
+
+    with_sandbox(use)
+
+
+def test_a_check_knows_what_was_sent_if_nothing_has_changed(tmp_path: Path) -> None:
+    path = write(tmp_path / "events.csv", [row(1), row(2), row(3, email="x")])
+
+    async def use(sandbox: Sandbox) -> None:
+        async with client_of(sandbox) as client:
+            checked = Backfill(path, client, reading=NUMBERS).check
+            assert (await checked()).to_send == 2
+            assert not journal_of(path).exists()
+            await send(path, sandbox)
+            assert (await checked()).to_send == 0
+            write(path, [row(1), row(2), row(3)])
+            assert (await checked()).to_send == 3
+
+    with_sandbox(use)
 
 
 def test_an_invalid_row_that_was_mended_is_sent_and_not_named_again(
@@ -661,6 +747,44 @@ def test_rejects_are_left_alone_until_there_are_others(tmp_path: Path) -> None:
     with_sandbox(use)
 
 
+def test_a_pass_that_was_not_finished_leaves_the_rejects_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "events.csv", [row(1), row(2, email="x")])
+
+    async def use(sandbox: Sandbox) -> None:
+        await send(path, sandbox)
+        rejects_of(path).write_text("mended")
+        write(path, map(row, range(1200)))
+        async with client_of(sandbox) as client:
+            job = Backfill(path, client, reading=NUMBERS)
+            job.on_read = lambda _: job.stop()
+            await job.run()
+        assert rejects_of(path).read_text() == "mended"
+
+    with_sandbox(use)
+
+
+def test_rejects_that_cannot_be_written_in_the_end_do_not_hide_the_books(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "events.csv", [row(1), row(2, email="x")])
+
+    def gets_in_the_way(_: Progress) -> None:
+        rejects_of(path).mkdir(exist_ok=True)
+
+    async def use(sandbox: Sandbox) -> None:
+        report = await send(path, sandbox, on_progress=gets_in_the_way)
+        assert parts(report) == {"rows": 2, "accepted": 1, "invalid": 1}
+        assert isinstance(report.stopped_by, ConfigurationError)
+        assert f"{rejects_of(path)} cannot be written" in str(report.stopped_by)
+        assert report.rejects is None
+        rejects_of(path).rmdir()
+        assert (await send(path, sandbox)).rejects == rejects_of(path)
+
+    with_sandbox(use)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {path.name, journal_of(path).name, rejects_of(path).name}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
 def test_what_can_be_read_once_only_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
@@ -764,7 +888,7 @@ def test_a_row_with_a_key_can_be_mended_until_it_was_tried(tmp_path: Path) -> No
         edit(path, "UPDATE events SET state = 'rejected' WHERE key = 'k1'")
         edit(path, f"UPDATE events SET {tried} WHERE key = 'k2'")
         write(path, [own_key(n + 100, f"k{n}") for n in range(4)], OWN)
-        report = await send(path, sandbox)
+        report = await send(path, sandbox, confirm=Asked())
         assert parts(report) == {"rows": 4, "accepted": 1, "invalid": 3}
         assert numbers(sandbox) == [100]
 
@@ -838,9 +962,11 @@ def test_too_many_invalid_rows_stop_it_before_anything_is_sent(tmp_path: Path) -
         report = await send(path, sandbox, max_errors=1, confirm=asked)
         assert parts(report) == {"rows": 3, "invalid": 2, "pending": 1}
         assert isinstance(report.stopped_by, NotTriedError)
-        assert not journal_of(path).exists()
         assert not sandbox.requests
         assert asked.previews == []
+        rejects_of(path).write_text("mended")
+        await send(path, sandbox, max_errors=1, confirm=asked)
+        assert rejects_of(path).read_text() == "mended"
         report = await send(path, sandbox, max_errors=2, confirm=asked)
         assert parts(report) == {"rows": 3, "accepted": 1, "invalid": 2}
 

@@ -55,9 +55,9 @@ def keys(path: Path) -> list[str]:
     return [row["key"] for row in outboxes.rows(path)]
 
 
-def change(state: str, where: str) -> Callable[[Connection], None]:
+def change(state: str, where: str, more: str = "") -> Callable[[Connection], None]:
     def work(db: Connection) -> None:
-        db.execute(f"UPDATE events SET state = '{state}' WHERE {where}")
+        db.execute(f"UPDATE events SET state = '{state}' {more} WHERE {where}")
 
     return work
 
@@ -118,7 +118,7 @@ def test_a_row_that_is_read_again_is_where_it_was(tmp_path: Path, state: str) ->
 
     with_book(tmp_path / "j", use)
     found = [(row["line"], row["state"]) for row in outboxes.rows(tmp_path / "j")]
-    assert found == [(8, "pending"), (7, state)]
+    assert found == [(7, state), (8, "pending")]
 
 
 def test_a_pass_that_was_cut_short_counts_for_nothing(tmp_path: Path) -> None:
@@ -138,6 +138,32 @@ def test_a_pass_that_was_cut_short_counts_for_nothing(tmp_path: Path) -> None:
     changes = with_book(tmp_path / "j", use)
     # Of 2 and 4 nothing is left; nobody was told of 4.
     assert changes == Changes(2, ("f.csv:5", "f.csv:5"), dropped=2, sent_before=1)
+
+
+def test_what_was_never_sent_is_sent_in_the_order_it_was_read_last(
+    tmp_path: Path,
+) -> None:
+    async def use(book: Book) -> None:
+        await enter(book, 1, good(1), good(2), good(3), good(4))
+        await book.do(change("pending", "line = 3", ", ambiguous_since = 1.0"))
+        await book.do(change("accepted", "line = 4"))
+        await enter(book, 2, good(5), good(4), good(2), good(3), good(1))
+
+    with_book(tmp_path / "j", use)
+    found = [row["body"] for row in outboxes.rows(tmp_path / "j")]
+    assert found == [good(n).body for n in (3, 4, 5, 2, 1)]
+
+
+def test_a_second_pass_may_be_as_empty_as_the_first(tmp_path: Path) -> None:
+    async def use(book: Book) -> None:
+        await enter(book, 1, bads=1)
+        await enter(book, 2, bads=1)
+        await enter(book, 3, good(1))
+        await enter(book, 4)
+        await enter(book, 5, good(2))
+        assert await book.tally(5) == {"invalid": 0, "pending": 1}
+
+    with_book(tmp_path / "j", use)
 
 
 def test_the_first_input_has_no_changes(tmp_path: Path) -> None:

@@ -211,6 +211,7 @@ class Process:
         self.drain = Drain(
             self.journal,
             client_of(self.loops),
+            look_ahead=10_000,
             keep=self.keep,
             on_end=self._ended,
             clock=self.clocks.now,

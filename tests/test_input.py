@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -92,6 +94,13 @@ def refused(path: Path, **reading: Any) -> str:
             {"mapping": {"contact_properties.first_name": "A"}},
             "mapping: contact_properties.first_name: is spelled firstName in Loops",
         ),
+        ({"ignore": "PLZ"}, "ignore: must be a list of headings, each a string"),
+        ({"ignore": 5}, "ignore: must be a list of headings"),
+        ({"ignore": ["PLZ", None]}, "ignore: must be a list of headings"),
+        (
+            {"ignore": ["PLZ", " Mail"], "mapping": {"email": "Mail "}},
+            "ignore: 'Mail' is mapped, to email",
+        ),
     ],
 )
 def test_a_reading_that_cannot_be_is_refused(
@@ -109,14 +118,29 @@ def test_a_reading_does_not_change_with_what_it_was_made_of() -> None:
     assert reading.mapping == {"email": "Mail"}
 
 
+def test_headings_to_ignore_are_stripped_and_sorted() -> None:
+    assert Reading(ignore={" b", "a", "b", ""}).ignore == ("", "a", "b")
+    assert Reading(ignore=["b", "a"]) == Reading(ignore=("a", "b"))
+
+
 # Files
 
 
 @pytest.mark.parametrize(
-    "name", ["a.csv", "A.CSV", "a.csv.gz", "a.jsonl", "a.ndjson", "a.json", "a.Json.gz"]
+    "name",
+    [
+        "a.csv",
+        "A.CSV",
+        "a.csv.gz",
+        "a.tsv",
+        "a.jsonl",
+        "a.ndjson",
+        "a.json",
+        "a.Json.gz",
+    ],
 )
 def test_the_name_tells_the_format(write: Write, name: str) -> None:
-    content = f"{HEAD}a@b.c,x\n" if "csv" in name.lower() else ADA
+    content = f"{HEAD}a@b.c,x\n" if "sv" in name.lower() else ADA
     assert one(write(content, name)).event
 
 
@@ -146,6 +170,31 @@ def test_a_fingerprint_is_of_the_bytes(write: Write) -> None:
     assert fingerprint(write(content)) == hashlib.sha256(content).hexdigest()
 
 
+def test_a_fingerprint_that_is_to_stop_is_empty(write: Write) -> None:
+    path = write(b"x" * 3_000_000)
+    answers = [False, False, True]
+    assert fingerprint(path, lambda: answers.pop(0)) == ""
+    assert answers == []
+    assert fingerprint(write(b"", "none.csv"), lambda: True) == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_a_path_that_is_not_utf_8_is_told_escaped(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    told = f"{tmp_path}/caf\\xe9.csv"
+    for look in (lambda: items(path), lambda: fingerprint(path)):
+        with pytest.raises(ConfigurationError) as caught:
+            look()
+        assert str(caught.value) == f"{told}: cannot be read: No such file or directory"
+    path.write_text(HEAD + "a@b.c,x\na@b.c\n")
+    assert [item.file for item in items(path)] == [told, told]
+    assert fingerprint(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_text("Plan")
+    with pytest.raises(ConfigurationError) as caught:
+        items(path)
+    assert str(caught.value).startswith(f"{told}, line 1: unknown headings")
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -172,12 +221,19 @@ def test_what_cannot_be_decoded_is_a_problem_of_its_row(write: Write) -> None:
     assert first.event
     assert last.event
     assert last.line == 6
-    assert problems(bad) == "line 3, character 4: not valid UTF-8"
+    assert (
+        problems(bad) == "line 3, character 4: not valid UTF-8, save the file as UTF-8"
+    )
     assert bad.record == "ä,x\\xe9"
-    assert problems(quoted) == "line 5, character 1: not valid UTF-8"
+    assert (
+        problems(quoted)
+        == "line 5, character 1: not valid UTF-8, save the file as UTF-8"
+    )
     bad, good = items(write(b'{"email":"\xe9"}\n' + ADA.encode(), "a.jsonl"))
     assert good.event
-    assert problems(bad) == "line 1, character 11: not valid UTF-8"
+    assert (
+        problems(bad) == "line 1, character 11: not valid UTF-8, save the file as UTF-8"
+    )
 
 
 def test_broken_utf_16_is_a_problem_of_its_row(write: Write) -> None:
@@ -189,9 +245,14 @@ def test_broken_utf_16_is_a_problem_of_its_row(write: Write) -> None:
             + b"y"
         )
     )
-    assert problems(bad) == "line 2, character 7: not valid UTF-16"
+    assert (
+        problems(bad) == "line 2, character 7: not valid UTF-16, save the file as UTF-8"
+    )
     assert good.event
-    assert problems(half) == "line 4, character 8: not valid UTF-16"
+    assert (
+        problems(half)
+        == "line 4, character 8: not valid UTF-16, save the file as UTF-8"
+    )
 
 
 def test_utf_16_of_more_than_one_chunk(write: Write) -> None:
@@ -336,16 +397,23 @@ def test_a_mapped_column_means_what_the_mapping_says_only(write: Write) -> None:
                 "'Plan', an empty one, 'event_name.x'; known are event_name, email, "
                 "user_id, idempotency_key, event_properties.NAME, "
                 "contact_properties.NAME and mailing_lists.ID; "
-                'give others a meaning, such as --map "email=e-mail"'
+                'give others a meaning, such as --map "email=e-mail", '
+                'or leave them out, such as --ignore "e-mail"'
             ),
         ),
         ("Email", "'Email' (did you mean email?)"),
         ("usr_id", "'usr_id' (did you mean user_id?)"),
-        ("Plan", '--map "event_properties.Plan=Plan"'),
+        (
+            ",Plan",
+            (
+                'such as --map "event_properties.Plan=Plan", '
+                'or leave them out, such as --ignore ""'
+            ),
+        ),
         ("eventProperties", "unknown headings: 'eventProperties';"),
         ("event_properties.", "unknown headings: 'event_properties.';"),
         ("email.", "unknown headings: 'email.' (did you mean email?);"),
-        (",", '--map "event_properties.Heading=Heading"'),
+        (",", 'mailing_lists.ID; leave them out, such as --ignore ""'),
         (",".join(f"q{n}" for n in range(50)), "'q19', 30 more;"),
         ("email,event_name, email", "more than one column for 'email'"),
         ("user_id,userId", "more than one column for 'user_id'"),
@@ -370,7 +438,8 @@ def test_a_heading_that_cannot_be_is_refused(
 
 
 def test_a_heading_that_cannot_be_decoded_is_refused(write: Write) -> None:
-    assert "line 1, character 6: not valid UTF-8" in refused(write(b"email\xe9\n"))
+    says = refused(write(b"email\xe9\n"))
+    assert "line 1, character 6: not valid UTF-8, save the file as UTF-8" in says
 
 
 def test_mapped_columns_must_be_there_and_not_be_others(write: Write) -> None:
@@ -380,6 +449,29 @@ def test_mapped_columns_must_be_there_and_not_be_others(write: Write) -> None:
     assert "more than one column for 'email'" in refused(
         path, mapping={"email": "Mail"}
     )
+
+
+def test_ignored_columns_are_left_out(write: Write) -> None:
+    path = write("PLZ,email,,event_name, PLZ ,user_id,\n1,a@b.c,2,x,3,\x07,4\nb@b.c\n")
+    item, short = items(path, ignore=["PLZ", "", "user_id"])
+    assert event(item) == {"event_name": "x", "email": "a@b.c"}
+    assert item.record == event(item)
+    assert problems(short) == "1 cell, but the heading has 7"
+    bad, _ = items(path, ignore=["PLZ", "", "event_name"], event_name="y")
+    assert bad.record == {"event_name": "y", "email": "a@b.c", "user_id": "\x07"}
+
+
+def test_an_ignored_column_leaves_its_field_to_another(write: Write) -> None:
+    path = write("email,Mail,event_name\n1,a@b.c,x\n")
+    item = one(path, mapping={"email": "Mail"}, ignore=["email"])
+    assert event(item) == {"event_name": "x", "email": "a@b.c"}
+
+
+def test_ignored_columns_must_be_there_and_not_be_needed(write: Write) -> None:
+    path = write(HEAD + "a@b.c,x\n")
+    says = refused(path, ignore=["PLZ", "", "email"])
+    assert "line 1: ignore: no column has the heading '', 'PLZ'" in says
+    assert "no column for email or user_id" in refused(path, ignore=["email"])
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -396,6 +488,64 @@ def test_the_heading_tells_the_delimiter(write: Write, delimiter: str) -> None:
     full, empty = items(write(file.getvalue()), mapping={"net": "Total, net"})
     assert list(event(full)["event_properties"].values()) == ["1,2;3\t4"]
     assert event(empty) == {"event_name": "x", "email": "a@b.c"}
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        ("Kunde;Betrag", "'Kunde', 'Betrag';"),
+        ("Kunde\tBetrag", "'Kunde', 'Betrag';"),
+        ("Kunde\tBetrag; netto", "'Kunde', 'Betrag; netto';"),
+        ("Kunde\tA;B;C", "'Kunde\\tA', 'B', 'C';"),
+        ('"Name, Vorname";Betrag', "'Name, Vorname', 'Betrag';"),
+        ('Kunde;"A, B\nC"', "'Kunde', 'A, B\\nC';"),
+        ("Kunde,A;B;C", "'Kunde', 'A;B;C';"),
+        ("Kunde", "'Kunde';"),
+    ],
+)
+def test_headings_without_a_meaning_tell_the_delimiter_too(
+    write: Write, head: str, says: str
+) -> None:
+    assert f"unknown headings: {says}" in refused(write(f"{head}\n"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_spreadsheets_may_separate_by_other_than_commas(
+    write: Write, delimiter: str, encoding: str
+) -> None:
+    text = (
+        "Mail;Notiz;PLZ;\r\n"
+        'ä@b.c;"1,5; ""ja""\r\nund\tmehr";1;\r\n'
+        "b@b.c;kurz, knapp\r\n"
+        "c@b.c;2,5;3;\r\n"
+    ).replace(";", delimiter)
+    flags: dict[str, Any] = {
+        "event_name": "x",
+        "mapping": {"email": "Mail", "note": "Notiz"},
+        "ignore": ["PLZ", ""],
+    }
+    first, short, last = items(write(text.encode(encoding)), **flags)
+    inside = f'1,5{delimiter} "ja"\r\nund\tmehr'
+    assert event(first)["event_properties"] == {"note": inside}
+    assert (short.line, last.line) == (4, 5)
+    assert problems(short) == "2 cells, but the heading has 4"
+    assert short.record == f"b@b.c{delimiter}kurz, knapp"
+    assert event(last)["event_properties"] == {"note": "2,5"}
+
+
+def test_the_order_of_columns_does_not_change_the_event(write: Write) -> None:
+    head = "email,event_name,mailing_lists.m,mailing_lists.l,eventProperties.b"
+    head += ",event_properties.a,contact_properties.d,contactProperties.c"
+    row = "a@b.c,x,true,false,1,2,3,4"
+    flags = {"types": {"a": "number"}}
+    item = one(write(f"{head}\n{row}\n"), **flags)
+    turned = [",".join(reversed(line.split(","))) for line in (head, row)]
+    again = one(write("\n".join(turned)), **flags)
+    assert json.dumps(event(item)) == json.dumps(event(again))
+    assert list(event(item)["event_properties"].items()) == [("a", 2), ("b", "1")]
+    assert list(event(item)["contact_properties"]) == ["c", "d"]
+    assert list(event(item)["mailing_lists"]) == ["l", "m"]
 
 
 # Rows of CSV
@@ -415,6 +565,12 @@ def typed(write: Write, kind: str, text: str) -> Item:
         ("number", "4.5", 4.5),
         ("number", "+.5e-1", 0.05),
         ("number", "5.", 5.0),
+        ("number", "0e5", 0.0),
+        ("number", "-0.000", 0.0),
+        ("number", "4503599627370497.3", 4503599627370497.0),
+        ("number", "9007199254740994.0", 9007199254740994.0),
+        ("number", "1152921504606846976.0", 2.0**60),
+        ("number", "1e300", 1e300),
         ("boolean", "True", True),
         ("boolean", "false", False),
         ("date", "2026-01-31", "2026-01-31"),
@@ -446,6 +602,11 @@ def test_cells_are_read_as_told(
         ("number", "1e400", '"1e400" is out of range'),
         ("number", "9" * 5000, f'"{"9" * 58}… is out of range'),
         ("number", "9" * 20, "integers beyond 2**53 lose digits, send a string"),
+        ("number", "9007199254740993.0", "numbers beyond 2**53 lose digits, send a s"),
+        ("number", "-9007199254740993e0", "numbers beyond 2**53 lose digits"),
+        ("number", "123456789012345678901e-1", "numbers beyond 2**53 lose digits"),
+        ("number", "1e-400", '"1e-400" is out of range'),
+        ("number", "-.001E-400", '"-.001E-400" is out of range'),
         ("boolean", "yes", '"yes" is not true or false'),
         ("date", "31.1.2026", '"31.1.2026" is not a date (ISO 8601: 2026-01-31T12:'),
         ("date", "2026-01-31T12:00:00", '"2026-01-31T12:00:00" has no time zone'),
@@ -466,8 +627,8 @@ def test_all_problems_of_a_row_at_once_and_a_record_to_mend(write: Write) -> Non
     path = write(f"{head}\nada@,u1,a:b,abc,2026-01-31,soon,TRUE,yes,k1\n,,,7,,,x,,\n")
     first, second = items(path, types=types)
     assert first.problems == (
-        'event_properties.n: "abc" is not a number',
         'event_properties.e: "soon" is not a date (ISO 8601: 2026-01-31T12:00:00Z)',
+        'event_properties.n: "abc" is not a number',
         'mailing_lists.l: "yes" is not true or false',
         "event_name: must not contain ':'",
         "email: must be of the form name@domain, with one @ and no spaces",
@@ -525,7 +686,7 @@ def test_quoted_cells_may_have_anything_in_them(write: Write) -> None:
         ("a\rb,x", "a carriage return"),
         ('"a"\r,x', "a quote out of place"),
         ('"a",b\rb', "not CSV: new-line character seen in unquoted field"),
-        (f'"{"a" * 200_000}",x', "not CSV: field larger than field limit"),
+        (f'"{"a" * 200_000}",x', "a cell is longer than 131,072 characters"),
     ],
 )
 def test_broken_syntax_is_a_problem_of_its_row_alone(
@@ -608,6 +769,7 @@ def test_a_name_for_all_records_without(write: Write) -> None:
         ('{"email": 1e999}', "not JSON: "),
         ('{"email": "\0"}', "not JSON: "),
         ('{"email": "\\ud800"}', "not JSON: "),
+        ('{"\\ud800": 1, "\\ud800": 2}', "not JSON: "),
         ("[" * 100_000, "not JSON: "),
         ('{"a":' * 300 + "1" + "}" * 300, "nested more than 50 deep"),
         ('{"a":' + "[" * 300 + "]" * 300 + "}", "nested more than 50 deep"),
@@ -626,6 +788,7 @@ def test_a_line_that_is_no_record_is_a_problem(
     bad, good = items(write(f"{line}\n{ADA}", "a.jsonl"))
     assert problems(bad).startswith(says)
     assert good.event
+    f"{problems(bad)} {bad.record}".encode()  # as SQLite and terminals want it
     if not says.startswith("record: "):
         assert bad.record == line
 
@@ -689,9 +852,20 @@ def test_a_key_given_twice_is_a_problem(write: Write, line: str, says: str) -> N
 
 def test_large_integers_are_not_rounded(write: Write) -> None:
     line = ADA[:-1] + ',"event_properties":{"a":%s}}'
-    numbers = ("123456789012345678901234567890", "1e300", "9" * 5000)
-    large, fine, huge = items(write("\n".join(line % n for n in numbers), "a.jsonl"))
-    assert "lose digits" in problems(large)
+    numbers = (
+        "123456789012345678901234567890",
+        "9007199254740993.0",
+        "-12345678901234567890e1",
+        "9007199254740994.0",
+        "1e300",
+        "9" * 5000,
+    )
+    found = items(write("\n".join(line % n for n in numbers), "a.jsonl"))
+    *large, even, fine, huge = found
+    for item in large:
+        assert "lose digits" in problems(item)
+        json.dumps(item.record)
+    assert event(even)["event_properties"] == {"a": 9007199254740994.0}
     assert event(fine)["event_properties"] == {"a": 1e300}
     assert "not JSON" in problems(huge)
 
@@ -744,6 +918,22 @@ def test_keys_of_the_top_level_may_be_renamed(write: Write) -> None:
     )
 
 
+def test_ignored_keys_of_the_top_level_are_left_out(write: Write) -> None:
+    lines = [
+        '{"email":"a@b.c","PLZ":1,"userId":5}',
+        '{"email":"a@b.c","PLZ":{"a":1,"a":2},"PLZ":3}',
+        '{"email":"a@b.c","event_properties":{"PLZ":1,"PLZ":2}}',
+        '{"email":"a@b.c","Ort":"x","PLZ":1}',
+    ]
+    path = write("\n".join(lines), "a.jsonl")
+    plain, twice, inner, bad = items(path, event_name="x", ignore=["PLZ", "userId"])
+    assert event(plain) == event(twice) == {"event_name": "x", "email": "a@b.c"}
+    assert plain.record == twice.record == event(plain)
+    assert problems(inner) == "event_properties.PLZ: given twice"
+    assert problems(bad).startswith("Ort: unknown field")
+    assert bad.record == {"event_name": "x", "email": "a@b.c", "Ort": "x"}
+
+
 def test_swapped_names_are_swapped(write: Write) -> None:
     line = '{"email":"u1","user_id":"a@b.c","event_name":"x"}'
     mapping = {"email": "user_id", "user_id": "email"}
@@ -756,8 +946,10 @@ def test_rejects_are_read_again_with_the_same_flags(write: Write) -> None:
         "event_name": "all",
         "mapping": {"user_id": "email", "email": "Mail", "amount": "Total"},
         "types": {"amount": "number"},
+        "ignore": ["user_id", "record"],
     }
-    bad, unread = items(write("email,Mail,Total\nu1,a@b.c,abc\n5\n"), **flags)
+    content = "email,Mail,Total,user_id,record\nu1,a@b.c,abc,u2,\n5\n"
+    bad, unread = items(write(content), **flags)
     rejects = [
         {"line": bad.line, "error": "; ".join(bad.problems), "record": bad.record},
         {"file": "f", "line": 3, "error": "x", "record": unread.record},

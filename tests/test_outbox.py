@@ -27,6 +27,7 @@ from loops_async import (
     JournalError,
     Outbox,
     RecipientNotAllowedError,
+    _open_outbox,
     _outbox,
     _store,
 )
@@ -45,8 +46,8 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses that a test can wait for."""
-    monkeypatch.setattr(_outbox, "_FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(_outbox, "_LONGEST_PAUSE", 0.04)
+    monkeypatch.setattr(_open_outbox, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(_open_outbox, "_LONGEST_PAUSE", 0.04)
     monkeypatch.setattr(_store, "_AGAIN", 0.01)
 
 
@@ -116,6 +117,62 @@ def test_the_same_object_is_opened_in_one_loop_after_the_other(path: Path) -> No
         run(put(event))
     run(client.aclose())
     assert states(path) == ["pending"] * 3
+
+
+def test_it_is_opened_again_after_a_loop_that_ended_around_it(path: Path) -> None:
+    client = client_of("http://127.0.0.1:9/api")
+    outbox = Outbox(path, client)
+
+    async def forgets_to_close(event: Event) -> None:
+        await outbox.__aenter__()
+        await outbox.put(event)
+
+    async def elsewhere() -> None:
+        with pytest.raises(JournalError, match="in another event loop"):
+            await outbox.put(events(1)[0])
+        assert outbox.stats().pending == 2
+
+    for event in events(2):
+        run(forgets_to_close(event))
+    run(elsewhere())
+    run(outbox.aclose())
+    run(client.aclose())
+    assert states(path) == ["pending"] * 2
+
+
+def test_in_another_live_loop_it_is_refused(path: Path) -> None:
+    async def main() -> None:
+        async with waiting(path) as outbox:
+
+            async def elsewhere() -> None:
+                with pytest.raises(JournalError, match="in another event loop"):
+                    await outbox.put(events(1)[0])
+                with pytest.raises(JournalError, match="in another event loop"):
+                    await outbox.aclose()
+                with pytest.raises(ConfigurationError, match="is open already"):
+                    await outbox.__aenter__()
+
+            await asyncio.to_thread(run, elsewhere())
+            await outbox.put(events(1)[0])
+        assert states(path) == ["pending"]
+
+    run(main())
+
+
+def test_a_path_is_what_it_was_when_the_outbox_was_made(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        monkeypatch.chdir(path.parent)
+        async with client_of(NOWHERE) as client:
+            outbox = Outbox(path.name, client)
+            monkeypatch.chdir("/")
+            async with outbox:
+                await outbox.put(events(1)[0])
+                await outbox.aclose(0.0)
+        assert states(path) == ["pending"]
+
+    run(main())
 
 
 def test_an_open_outbox_is_not_opened_again(path: Path) -> None:
@@ -231,6 +288,74 @@ def test_a_full_outbox_makes_puts_wait_and_drops_nothing(path: Path) -> None:
     run(main())
 
 
+def test_who_waits_for_room_is_let_in_in_turn(path: Path) -> None:
+    async def main() -> None:
+        later: list[str] = []
+
+        async def put(outbox: Outbox, name: str, batch: list[Event]) -> None:
+            await outbox.put_many(batch)
+            later.append(name)
+
+        async with sandbox_of() as sandbox:
+            async with opened(path, sandbox, capacity=5) as outbox:
+                sandbox.down()
+                await outbox.put_many(events(3))
+                names = ["gives up", "many", "one", "another"]
+                sizes = [4, 5, 1, 1]
+                tasks = [
+                    asyncio.create_task(put(outbox, name, events(size)))
+                    for name, size in zip(names, sizes, strict=True)
+                ]
+                await asyncio.sleep(0.02)
+                assert later == []  # there is room for one, but many were first
+                tasks[0].cancel()
+                sandbox.down(False)
+                await asyncio.gather(*tasks, return_exceptions=True)
+                assert tasks[0].cancelled()
+                assert await outbox.flush() == 0
+            assert later == ["many", "one", "another"]
+            assert len(sandbox.events) == 10
+
+    run(main())
+
+
+def test_who_gives_up_with_room_in_sight_leaves_it_to_the_next(path: Path) -> None:
+    async def main() -> None:
+        async with waiting(path, capacity=2) as outbox:
+            await outbox.put_many(events(2))
+            first = asyncio.create_task(outbox.put(events(1)[0]))
+            second = asyncio.create_task(outbox.put(events(1)[0]))
+            await asyncio.sleep(0)
+            outbox._open._ended(None, "accepted")
+            first.cancel()  # in the moment in which it was let in
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            await second
+            outbox._open._counts["pending"] += 1
+
+    run(main())
+
+
+def test_a_stuck_contact_holds_up_no_other(path: Path) -> None:
+    async def refuses_x(connection: Connection) -> None:
+        while (request := await connection.request()) is not None:
+            stuck = request.json()["email"] == "x@b.co"
+            await connection.send(reply(500) if stuck else reply())
+
+    async def main() -> None:
+        async with (
+            Server(refuses_x) as server,
+            opened(path, server.url, capacity=10_500, grace=0.0) as outbox,
+        ):
+            await outbox.put_many([Event("e", email="x@b.co") for _ in range(10_499)])
+            await server.arrived()
+            await outbox.put(Event("e", email="y@b.co"))
+            await until(lambda: outbox.stats().accepted)
+            assert outbox.stats().pending == 10_499
+
+    run(main())
+
+
 def test_puts_that_fail_or_add_nothing_make_room_for_those_that_wait(
     path: Path,
 ) -> None:
@@ -276,13 +401,15 @@ def test_flush_is_not_left_waiting_by_a_put_that_adds_nothing(path: Path) -> Non
 
 def test_who_waits_when_it_is_closed_is_told(path: Path) -> None:
     async def main() -> None:
-        first, second = events(2)
+        first, second, third = events(3)
         async with client_of(NOWHERE) as client:
             outbox = await Outbox(path, client, capacity=1).__aenter__()
             await outbox.put(first)
             put = asyncio.create_task(outbox.put(second))
+            gives_up = asyncio.create_task(outbox.put(third))
             flush = asyncio.create_task(outbox.flush())
             await asyncio.sleep(0.01)
+            gives_up.cancel()
             await outbox.aclose(0)
             with pytest.raises(ClientClosedError, match="before there was room"):
                 await asyncio.wait_for(put, 5)
@@ -452,6 +579,20 @@ def test_a_key_that_rotates_is_asked_for_until_it_works(path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("key", ["wrong", lambda: "wrong"])
+def test_each_attempt_is_counted_once(path: Path, key: Any) -> None:
+    async def main() -> None:
+        async with (
+            sandbox_of() as sandbox,
+            opened(path, sandbox, api_key=key, grace=0.0) as outbox,
+        ):
+            await outbox.put(events(1)[0])
+            await until(lambda: outbox.stats().paused)
+        assert [row["attempts"] for row in rows(path)] == [sandbox.counts.requests]
+
+    run(main())
+
+
 @pytest.mark.usefixtures("hasty")
 def test_a_wrong_address_pauses_the_sending_until_it_is_right(path: Path) -> None:
     async def main() -> None:
@@ -575,6 +716,27 @@ def test_what_loops_refuses_is_kept_and_holds_up_nobody(path: Path) -> None:
                 assert not new & set(keys)
 
     run(main())
+
+
+def test_what_a_server_says_in_no_utf_8_is_kept_readable(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = reply(400, "<html>", kind="text/html; charset=été").replace(
+        "é".encode(), b"\xe9"
+    )
+
+    async def main() -> None:
+        async with (
+            Server(answers(odd)) as server,
+            opened(path, server.url) as outbox,
+        ):
+            await outbox.put(events(1)[0])
+            assert await outbox.flush() == 0
+            (failure,) = await refused(outbox)
+            assert "charset=\\udce9t\\udce9" in failure.error
+
+    run(main())
+    assert caplog.messages == ["outbox: an event is rejected; failures() says why"]
 
 
 def test_many_failures_are_listed_page_by_page(
@@ -744,7 +906,7 @@ def test_flush_tells_what_is_left(path: Path) -> None:
 def test_accepted_events_are_kept_for_as_long_as_is_asked(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_outbox, "_PURGE_EVERY", 0.0)
+    monkeypatch.setattr(_open_outbox, "_PURGE_EVERY", 0.0)
 
     async def main() -> None:
         old, new, *others = events(4)
@@ -953,6 +1115,8 @@ def test_of_an_outbox_that_belongs_to_another_process(
                 with pytest.raises(JournalError, match="was forked") as caught:
                     await outbox.put_many(events(1))
                 assert str(path) in str(caught.value)
+                with pytest.raises(JournalError, match="was forked"):
+                    await outbox.__aenter__()
                 await outbox.aclose()  # which is not its business
                 outbox._open = opened
                 outbox.__del__()  # nor does it warn
@@ -1014,11 +1178,12 @@ def test_the_interpreter_exits_although_the_outbox_was_not_closed(path: Path) ->
 
 _FULL = """
 import asyncio, math, os, resource, sys
-from loops_async import AsyncLoopsClient, Event, JournalError, Outbox, _outbox, _store
+from loops_async import AsyncLoopsClient, Event, JournalError, Outbox
+from loops_async import _open_outbox, _store
 from loops_async.sandbox import Sandbox
 
-_outbox._FIRST_PAUSE = _store._AGAIN = 0.01
-_outbox._LONGEST_PAUSE = 0.02
+_open_outbox._FIRST_PAUSE = _store._AGAIN = 0.01
+_open_outbox._LONGEST_PAUSE = 0.02
 path = {path!r}
 
 def event(n, contact):
@@ -1087,7 +1252,7 @@ def test_a_full_disk_loses_nothing_and_sends_nothing_twice(path: Path) -> None:
 
 
 def test_stats_are_what_they_say() -> None:
-    fields = [field.name for field in attrs.fields(_outbox.OutboxStats)]
+    fields = [field.name for field in attrs.fields(_open_outbox.OutboxStats)]
     assert fields == [
         "pending",
         "retrying",

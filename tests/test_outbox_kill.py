@@ -69,8 +69,9 @@ def kill_and_check(path: Path, kills: int, seed: int) -> str:
         killed_at = []
         for run in range(kills):
             process = start(journal, told, sandbox, run, producers=50)
-            if not run:  # so that there is a file to be killed with
-                while not (told.exists() and told.stat().st_size):
+            if run % 2 == 0:  # the others may die before they have put anything
+                before = killed_at[-1] if killed_at else 0
+                while not (told.exists() and told.stat().st_size > before):
                     assert process.poll() is None
                     time.sleep(0.002)
             time.sleep(dice.uniform(0.2, 0.9))
@@ -88,7 +89,7 @@ def kill_and_check(path: Path, kills: int, seed: int) -> str:
         sandbox.end()
 
     promised = [json.loads(line) for line in told.read_text().splitlines()]
-    assert len(set(killed_at)) > kills // 2  # most of them did put something
+    assert len(set(killed_at)) >= kills // 2
     keys = Counter(one["idempotency_key"] for one in accepted)
     assert {key for *_, key in promised} <= set(keys)
     assert set(keys.values()) == {1}

@@ -143,7 +143,7 @@ def test_what_must_not_be_lost_is_tried_until_it_is_done(path: Path) -> None:
         def at_last(db: Connection) -> str:
             tries.append(1)
             if len(tries) < 5:
-                raise sqlite3.OperationalError("not yet")
+                raise JournalError("not yet", retryable=True)
             return str(adds("kept")(db))
 
         async with opened(path) as store:
@@ -158,10 +158,25 @@ def test_what_must_not_be_lost_is_tried_until_it_is_done(path: Path) -> None:
     run(main())
 
 
+def test_what_can_never_be_done_fails_and_delays_nobody(path: Path) -> None:
+    async def main() -> None:
+        def never(db: Connection) -> None:
+            db.execute("INSERT INTO lines VALUES (?)", ("\udce9",))
+
+        async with opened(path) as store:
+            kept = store.do(never, keep=True)
+            assert await store.do(adds("a")) == "a"
+            assert kept.done()
+            with pytest.raises(JournalError, match="cannot be used: UnicodeEncode"):
+                await kept
+
+    run(main())
+
+
 def test_closing_tries_it_once_more_and_then_tells(path: Path) -> None:
     async def main() -> None:
         def never(db: Connection) -> None:
-            raise sqlite3.OperationalError("never")
+            raise JournalError("never", retryable=True)
 
         store = Store(path, LINES, gather=no_more)
         await store.open()

@@ -3,6 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import attrs
@@ -42,7 +43,8 @@ class _Columns:
 
     Attributes:
         fields: Index and field.
-        mappings: Field, and the index, name and reader of what is in it.
+        mappings: Field, and the index, name and reader of what is in it: by
+            name, as the order of columns must not change an event's bytes.
         dated: Those fields that have dates, which JSON has not.
         width: How many there are.
     """
@@ -54,10 +56,10 @@ class _Columns:
 
 
 def csv_items(file: str, lines: Lines, reading: Reading) -> Iterator[Item]:
-    mapped = set(read_targets(reading.mapping).values())
+    told = {*read_targets(reading.mapping).values(), *reading.ignore}
     rows = _lines.rows(
         lines,
-        lambda names: sum(n in mapped or read_target(n) is not None for n in names),
+        lambda names: sum(n in told or read_target(n) is not None for n in names),
     )
     line, _, heading = next(rows, (0, b"", "there is nothing in it"))
     if isinstance(heading, str):
@@ -97,12 +99,16 @@ def _columns(heading: list[str], reading: Reading) -> _Columns:
     targets = read_targets(reading.mapping)
     types = read_types(reading.types)
     mapped = set(targets.values())
-    absent = sorted(mapped.difference(heading))
-    if absent:
-        raise ConfigurationError(f"mapping: no column has the heading {_list(absent)}")
+    for setting, names in (("mapping", mapped), ("ignore", reading.ignore)):
+        absent = sorted(set(names).difference(heading))
+        if absent:
+            msg = f"{setting}: no column has the heading {_list(absent)}"
+            raise ConfigurationError(msg)
     found: list[tuple[Target, int]] = []
     unknown = []
     for index, name in enumerate(heading):
+        if name in reading.ignore:
+            continue
         target = read_target(name)
         if name in mapped:
             found.extend((to, index) for to in targets if targets[to] == name)
@@ -138,7 +144,11 @@ def _columns(heading: list[str], reading: Reading) -> _Columns:
             readers.setdefault(field, []).append((index, name, reader))
     return _Columns(
         tuple((index, field) for (field, _), index in found if field not in MAPPINGS),
-        tuple((field, tuple(readers[field])) for field in readers),
+        tuple(
+            (field, tuple(sorted(readers[field], key=itemgetter(1))))
+            for field in MAPPINGS
+            if field in readers
+        ),
         tuple(f for f in readers if any(r is read_date for _, _, r in readers[f])),
         len(heading),
     )
@@ -153,12 +163,12 @@ def _unknown(headings: list[str]) -> str:
         shown.append(f"{heading!r}{hint}" if heading else "an empty one")
     if len(shown) > LISTED:
         shown[LISTED:] = [f"{len(shown) - LISTED} more"]
-    example = next((heading for heading in headings if heading), "Heading")
-    target = _meant(example) or f"event_properties.{example}"
-    return (
-        f"unknown headings: {', '.join(shown)}; {KNOWN}; give others a meaning, "
-        f'such as --map "{target}={example}"'
-    )
+    hint = f'leave them out, such as --ignore "{headings[0]}"'
+    example = next(filter(None, headings), None)
+    if example is not None:
+        target = _meant(example) or f"event_properties.{example}"
+        hint = f'give others a meaning, such as --map "{target}={example}", or {hint}'
+    return f"unknown headings: {', '.join(shown)}; {KNOWN}; {hint}"
 
 
 def _meant(heading: str) -> str | None:

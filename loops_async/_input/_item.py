@@ -18,7 +18,7 @@ class Item:
     """One row of the input.
 
     Attributes:
-        file: The path, as given.
+        file: The path, as given; what is not UTF-8 in it, escaped.
         line: Where the row begins, from 1.
         event: What it says, or None if there are problems. Its key means
             nothing if `key` is None.

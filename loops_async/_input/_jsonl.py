@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from functools import partial
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from ._reading import (
     NO_KEY,
     Reading,
     Target,
+    loses_digits,
     path_of,
     read_targets,
     read_typed,
@@ -63,11 +65,13 @@ class _Shape:
     Attributes:
         event_name: For records without.
         targets: What keys of the top level stand for.
+        ignore: Keys of the top level that are left out.
         readers: By field and name.
     """
 
     event_name: str | None
     targets: tuple[tuple[str, Target], ...]
+    ignore: tuple[str, ...]
     readers: Mapping[str, Mapping[str, Callable[[Any], object]]]
 
     @classmethod
@@ -77,7 +81,7 @@ class _Shape:
         for (field, name), kind in read_types(reading.types).items():
             readers.setdefault(field, {})[name] = partial(read_typed, kind)
         pairs = tuple((column, target) for target, column in targets.items())
-        return cls(reading.event_name, pairs, readers)
+        return cls(reading.event_name, pairs, tuple(reading.ignore), readers)
 
 
 def _not_json(raw: bytes, error: ValueError, lines: Lines) -> str:
@@ -94,13 +98,16 @@ def _json_item(file: str, line: int, raw: bytes, value: Any, shape: _Shape) -> I
     problems: list[str] = []
     if _is_deep(raw, value):
         return unread(file, line, raw, f"nested more than {DEEP} deep")
+    reject = type(value) is dict and _REJECT <= value.keys() <= {*_REJECT, "file"}
+    if reject:
+        # Its names are ours already.
+        shape = attrs.evolve(shape, targets=(), ignore=())
     if not _is_clear(raw, value):
         value = _CLOSELY.decode(raw.decode())
-        problems.extend(_given_twice(value))
+        problems.extend(_given_twice(value, ignore=shape.ignore))
     lossy = bool(problems)
-    if type(value) is dict and _REJECT <= value.keys() <= {*_REJECT, "file"}:
+    if reject:
         value = value["record"]
-        shape = attrs.evolve(shape, targets=())  # its names are ours already
     if not isinstance(value, dict):
         problems.append(f"record: must be an object, not {_values.kind_of(value)}")
         return Item(file, line, None, None, tuple(problems), value)
@@ -134,6 +141,8 @@ def _spelled(
     """Return the record in our spelling, renamed, with the event's name."""
     record = dict(value)
     for column, _ in shape.targets:
+        record.pop(column, None)
+    for column in shape.ignore:
         record.pop(column, None)
     for spelling, field in FIELDS.items():
         if spelling != field and spelling in record and field not in record:
@@ -175,8 +184,8 @@ def _is_deep(raw: bytes, value: Any) -> bool:
 def _is_clear(raw: bytes, value: Any) -> bool:
     """Tell whether the value surely is all that the text says.
 
-    It is not if a key is in an object twice or if orjson made a float of a
-    large integer. Each key has a colon; others are in strings.
+    It is not if a key is in an object twice or if a number so large that it
+    may lose digits was made a float. Each key has a colon; others are in strings.
     """
     if type(value) is not dict:
         return True
@@ -185,7 +194,7 @@ def _is_clear(raw: bytes, value: Any) -> bool:
         if type(inner) is dict:
             keys += len(inner)
             for item in inner.values():
-                if type(item) is float and abs(item) > _values.MAX_INT:
+                if type(item) is float and abs(item) >= _values.MAX_INT:
                     return False
     return raw.count(b":") == keys
 
@@ -206,13 +215,25 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return again
 
 
-_CLOSELY: Final = json.JSONDecoder(object_pairs_hook=_object)
+def _float(text: str) -> int | float:
+    """Read a float; of a large one that loses digits, the integer is refused."""
+    number = float(text)
+    if abs(number) >= _values.MAX_INT and loses_digits(text, number):
+        return int(Decimal(text))
+    return number
 
 
-def _given_twice(value: object, path: str = "") -> Iterator[str]:
+_CLOSELY: Final = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float)
+
+
+def _given_twice(
+    value: object, path: str = "", ignore: tuple[str, ...] = ()
+) -> Iterator[str]:
     if isinstance(value, _Twice):
         for name in value.keys_again:
-            yield f"{(path + item_path(name)).removeprefix('.')}: given twice"
+            if name not in ignore:
+                yield f"{(path + item_path(name)).removeprefix('.')}: given twice"
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _given_twice(inner, path + item_path(name))
+            if name not in ignore:
+                yield from _given_twice(inner, path + item_path(name))

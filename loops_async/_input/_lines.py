@@ -57,8 +57,12 @@ class Lines:
 
 
 @contextmanager
-def open_lines(path: str) -> Iterator[Lines]:
+def open_lines(path: str, told: str) -> Iterator[Lines]:
     """Open a file of UTF-8 or UTF-16, gzipped or not, by its first bytes.
+
+    Args:
+        path: Of the file.
+        told: The path in an error.
 
     Raises:
         ConfigurationError: if it cannot be opened or, in the body of the
@@ -81,7 +85,7 @@ def open_lines(path: str) -> Iterator[Lines]:
     except (OSError, EOFError, zlib.error) as failure:
         where = f" after line {lines.number}" if lines.number else ""
         why = getattr(failure, "strerror", None) or failure
-        raise ConfigurationError(f"{path}: cannot be read{where}: {why}") from None
+        raise ConfigurationError(f"{told}: cannot be read{where}: {why}") from None
 
 
 class _AsUtf8(io.RawIOBase):
@@ -120,8 +124,9 @@ def rows(lines: Lines, known: Callable[[list[str]], int]) -> Iterator[Row]:
 
     Args:
         lines: The text.
-        known: Tells how many of the headings have a meaning. Commas separate
-            the cells unless semicolons or tabs make more of them known.
+        known: Tells how many of the headings have a meaning. The cells are
+            separated by what makes most of them known; else by commas; else,
+            if there is none, by what makes most cells.
     """
     pieces = iter(lines)
     for first in pieces:
@@ -131,10 +136,14 @@ def rows(lines: Lines, known: Callable[[list[str]], int]) -> Iterator[Row]:
     else:
         return
 
-    def meaning(delimiter: str) -> int:
-        return known([cell.strip(' "\r\n') for cell in text.split(delimiter)])
+    unquoted = re.sub(r'"[^"]*("|$)', "", text)
 
-    delimiter = max(",;\t", key=meaning)
+    def meaning(delimiter: str) -> tuple[int, bool, int]:
+        cells = [cell.strip(' "\r\n') for cell in text.split(delimiter)]
+        times = unquoted.count(delimiter)
+        return known(cells), delimiter == "," and times > 0, times
+
+    delimiter = max(",\t;", key=meaning)
     grammar = _Grammar.of(delimiter)
     for raw in chain((first,), pieces):
         line = lines.number
@@ -164,7 +173,8 @@ def undecodable(lines: Lines, line: int, error: UnicodeDecodeError) -> str:
     before = error.object[: error.start]
     line += before.count(b"\n")
     column = len(before.rpartition(b"\n")[2].decode()) + 1
-    return f"line {line}, character {column}: not valid {lines.encoding}"
+    where = f"line {line}, character {column}"
+    return f"{where}: not valid {lines.encoding}, save the file as UTF-8"
 
 
 def skip_line(piece: bytes, pieces: Iterator[bytes]) -> int:
@@ -267,5 +277,8 @@ def _cells(
     except UnicodeDecodeError as error:
         return raw, undecodable(lines, begin, error)
     except csv.Error as error:
+        if "field limit" in str(error):
+            limit = csv.field_size_limit()  # of the whole process: not ours to set
+            return raw, f"a cell is longer than {limit:,} characters"
         return raw, f"not CSV: {error}"
     return raw, _CONTROL if "\0" in text else cells

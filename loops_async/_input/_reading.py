@@ -3,8 +3,9 @@
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -49,6 +50,13 @@ def _copied(given: Mapping[str, str]) -> Mapping[str, str]:
     return dict(given)
 
 
+def _stripped(given: Collection[str]) -> tuple[str, ...]:
+    plain = isinstance(given, Collection) and not isinstance(given, str)
+    if not plain or not all(isinstance(name, str) for name in given):
+        raise ConfigurationError("ignore: must be a list of headings, each a string")
+    return tuple(sorted({name.strip() for name in given}))
+
+
 @attrs.frozen
 class Reading:
     """How input is to be read.
@@ -62,6 +70,8 @@ class Reading:
             a name without ``event_properties.`` or ``contact_properties.``
             before it means both. CSV cells are strings unless told.
         format: ``csv`` or ``jsonl``; None is by the file's name.
+        ignore: Headings of columns (or keys in a JSON record) that are left
+            out as if they were not there, even if they are fields.
 
     Raises:
         ConfigurationError: if that cannot be.
@@ -71,6 +81,7 @@ class Reading:
     mapping: Mapping[str, str] = attrs.field(factory=dict, converter=_copied)
     types: Mapping[str, str] = attrs.field(factory=dict, converter=_copied)
     format: str | None = None
+    ignore: Collection[str] = attrs.field(default=(), converter=_stripped)
 
     def __attrs_post_init__(self) -> None:
         if self.event_name is not None:
@@ -86,7 +97,10 @@ class Reading:
             if read_type_target(name) is None:
                 msg = f"types: {name!r} is no property"
                 raise ConfigurationError(msg)
-        read_targets(self.mapping)
+        for target, column in read_targets(self.mapping).items():
+            if column in self.ignore:
+                msg = f"ignore: {column!r} is mapped, to {path_of(target)}"
+                raise ConfigurationError(msg)
 
 
 def _configured(where: str, read_name: Callable[[Any], object], given: object) -> None:
@@ -165,9 +179,17 @@ def _number(text: str) -> int | float:
     if not _decimal(text):
         raise Refused(f"{_shown(text)} is not a number")
     number = float(text)
-    if math.isinf(number):
+    if math.isinf(number) or (number == 0 and _not_zero(text)):
         raise Refused(f"{_shown(text)} is out of range")
+    if abs(number) >= _values.MAX_INT and loses_digits(text, number):
+        raise Refused("numbers beyond 2**53 lose digits, send a string")
     return number
+
+
+def loses_digits(text: str, number: float) -> bool:
+    """Tell whether a number is another than the text says, sent or not."""
+    said = Decimal(text)
+    return said != Decimal(number) and said != Decimal(repr(number))
 
 
 # As long as Event may see that it is too long; longer ones are infinite floats.
@@ -175,6 +197,7 @@ _whole = re.compile(r"[+-]?[0-9]{1,400}").fullmatch
 _decimal = re.compile(
     r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 ).fullmatch
+_not_zero = re.compile(r"[^eE]*[1-9]").match
 
 
 def read_boolean(text: str) -> bool:

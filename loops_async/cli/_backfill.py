@@ -7,7 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from rich.table import Table
 from loops_async import (
     AsyncLoopsClient,
     BackfillReport,
+    ConfigurationError,
     LoopsError,
     Preview,
     Progress,
@@ -27,11 +28,12 @@ from loops_async import (
 from loops_async._backfill import Backfill
 from loops_async._book import Changes
 from loops_async._fanout import stops
+from loops_async._preview import refuse_to_repeat
 
-from . import _show
-from ._options import client_options
+from . import _ending, _show
+from ._options import client_options, finite
 from ._progress import STOPPING, Bar, duration, how_it_stands
-from ._result import CONFIGURATION, INTERRUPTED, REFUSED, UNKNOWN, exit_code
+from ._result import CONFIGURATION, INTERRUPTED, REFUSED, UNKNOWN
 
 _STDIN: Final = "-"
 _NOBODY: Final = "there is nobody to ask: check it with --dry-run, then say --yes"
@@ -75,6 +77,9 @@ def _pairs(
     help="number, boolean or date; cells are strings unless told.",
 )
 @click.option(
+    "--ignore", multiple=True, metavar="COLUMN", help="Leave this column out."
+)
+@click.option(
     "--format",
     "file_format",
     type=click.Choice(["csv", "jsonl"]),
@@ -88,6 +93,7 @@ def _pairs(
     default=8.0,
     show_default=True,
     metavar="N",
+    callback=finite,
     help="Events a second; Loops allows a team 10, and live traffic needs some.",
 )
 @click.option(
@@ -119,6 +125,7 @@ def command(
     event_name: str | None,
     mapping: dict[str, str],
     types: dict[str, str],
+    ignore: tuple[str, ...],
     file_format: str | None,
     yes: bool,
     dry_run: bool,
@@ -148,10 +155,10 @@ def command(
       2    wrong usage
       3    a file or setting cannot be used, or the API key was refused
       4    some are unknown or still pending: run it again
-      130  interrupted
+      130  interrupted, or the answer was no
     """  # noqa: D301 - click reads \b
     asks = not yes and not dry_run
-    nobody = _STDIN in files or not sys.stdin.isatty()
+    nobody = _STDIN in files or not _somebody()
     journal = options["journal"] or Path(f"{files[0]}.journal.db")
     if asks and nobody and not journal.exists():
         raise click.UsageError(_NOBODY)
@@ -165,7 +172,11 @@ def command(
             api_key, base_url=base_url, rate_limit=rate, dry_run=dry_run
         )
         reading = Reading(
-            event_name=event_name, mapping=mapping, types=types, format=file_format
+            event_name=event_name,
+            mapping=mapping,
+            types=types,
+            format=file_format,
+            ignore=ignore,
         )
         with _spooled(files, file_format or "jsonl") as paths:
             job = Backfill(paths, client, reading=reading, **options)
@@ -174,10 +185,15 @@ def command(
             if dry_run:
                 _end_check(asyncio.run(job.check()), shown, as_json=as_json)
             job.confirm = shown.confirm
-            report = asyncio.run(_sent(job, client, bar))
+            report = _ending.run(_sent(job, client, bar), as_json=as_json)
         _end(report, stopping=job.stopping, as_json=as_json)
     except LoopsError as error:
-        _end_failed(error, as_json=as_json)
+        _ending.fail(error, as_json=as_json)
+
+
+def _somebody() -> bool:
+    """Tell whether there is somebody to ask; Python may have no input at all."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 @contextmanager
@@ -186,51 +202,37 @@ def _spooled(files: tuple[str, ...], file_format: str) -> Iterator[list[Path]]:
     if _STDIN not in files:
         yield [Path(file) for file in files]
         return
-    with tempfile.TemporaryDirectory(prefix="loops-async-") as directory:
-        spool = Path(directory) / f"stdin.{file_format}"
-        with spool.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+    if sys.stdin is None:
+        raise ConfigurationError("standard input is closed, so it cannot be read")
+    with ExitStack() as stack:
+        try:
+            temporary = tempfile.TemporaryDirectory(prefix="loops-async-")
+            spool = Path(stack.enter_context(temporary)) / f"stdin.{file_format}"
+            with spool.open("wb") as file:
+                shutil.copyfileobj(sys.stdin.buffer, file)
+        except OSError as error:
+            msg = f"standard input cannot be kept in a file: {error.strerror}"
+            raise ConfigurationError(msg) from None
         yield [spool if file == _STDIN else Path(file) for file in files]
 
 
-async def _sent(
-    job: Backfill, client: AsyncLoopsClient, bar: Bar
-) -> BackfillReport | None:
-    """Run it; Ctrl-C lets what is under way end, a second one does not.
-
-    Returns:
-        The report; None if it was stopped at once.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
+async def _sent(job: Backfill, client: AsyncLoopsClient, bar: Bar) -> BackfillReport:
+    """Run it; Ctrl-C lets what is under way end, a second one does not."""
     listening = False
-
-    def interrupted() -> None:
-        if job.stopping:
-            task.cancel()
-        job.stop()
 
     def tell(progress: Progress) -> None:
         nonlocal listening
         if not listening:  # until then Ctrl-C just ends it: nothing was sent
             listening = True
-            with suppress(NotImplementedError):  # on Windows
-                for signal_number in (signal.SIGINT, signal.SIGTERM):
-                    loop.add_signal_handler(signal_number, interrupted)
+            _ending.on_signals(job.stop)
         failed = progress.invalid + progress.rejected
         bar.tell(progress.rows - progress.pending, progress.rows, failed)
 
     bar.note = lambda: STOPPING if job.stopping else how_it_stands(client.stats)
     job.on_progress = tell
     job.on_read = lambda rows: bar.tell(rows, 0)
-    try:
-        async with client, bar:
-            return await job.run()
-    except asyncio.CancelledError:
-        if not job.stopping:
-            raise
-        return None
+    async with client, bar:
+        return await job.run()
 
 
 @attrs.frozen
@@ -243,12 +245,24 @@ class _Shown:
     asks: bool
 
     def confirm(self, preview: Preview) -> bool:
+        """Return True, or end the command."""
         self.bar.clear()
         _show_preview(preview, self.console, self.rate)
         many = _show.count(preview.to_send, "event")
-        if self.asks and not sys.stdin.isatty():
+        if not self.asks:
+            refuse_to_repeat(preview.changes)
+        elif not _somebody():
             raise click.UsageError(_NOBODY)
-        return not self.asks or _asked(f"Send {many} to Loops now?")
+        elif not _asked(f"Send {many} to Loops now?"):
+            more = " more" if _sent_before(preview) else ""
+            click.echo(f"nothing{more} was sent", err=True)
+            click.get_current_context().exit(INTERRUPTED)
+        return True
+
+
+def _sent_before(preview: Preview) -> bool:
+    gone = preview.changes is not None and preview.changes.sent_before > 0
+    return gone or preview.to_send < preview.rows - preview.invalid
 
 
 def _asked(question: str) -> bool:
@@ -276,20 +290,27 @@ def _show_preview(preview: Preview, console: Console, rate: float) -> None:
     for name, number in list(preview.events.items())[:_MOST_EVENTS]:
         table.add_row(f"{number:,}", _show.printable(name))
     if len(preview.events) > _MOST_EVENTS:
-        table.add_row("", f"and {len(preview.events) - _MOST_EVENTS:,} other events")
+        others = _show.count(len(preview.events) - _MOST_EVENTS, "other event")
+        table.add_row("", f"and {others}")
     console.print(table)
-    facts = [f"{_show.count(preview.rows, 'row')}"]
+    facts = [_show.count(preview.rows, "row")]
     if preview.invalid:
         facts.append(f"{preview.invalid:,} invalid")
-    facts.append(f"{_show.count(preview.contacts, 'contact')}")
-    takes = preview.seconds or preview.to_send / rate  # a dry run has no limiter
-    facts.append(f"{duration(takes)} to send at {rate:g} a second")
+    facts.append(_show.count(preview.contacts, "contact"))
     console.print(", ".join(facts))
+    assert preview.seconds is not None
+    takes = f"{duration(preview.seconds)} at {rate:g} a second"
+    console.print(f"{preview.to_send:,} to send in {takes}")
+    if preview.sample is not None:
+        console.print("the first of them:", style="dim")
+        sample = json.dumps(preview.sample, ensure_ascii=False)
+        console.print(_show.printable(sample), soft_wrap=True)
     console.print("Events start workflows in Loops, old ones like new.", style="dim")
 
 
 def _show_changes(changes: Changes, console: Console) -> None:
-    console.print("The input is not what it was when this run began:", style=_show.ODD)
+    what = "The input, or how it is read, is not what it was when this run began:"
+    console.print(what, style=_show.ODD)
     where = ", ".join(changes.first_new) + (
         ", ..." if changes.new > len(changes.first_new) else ""
     )
@@ -300,14 +321,16 @@ def _show_changes(changes: Changes, console: Console) -> None:
         )
     if changes.dropped:
         gone = _show.count(changes.dropped, "row")
-        console.print(f"  {gone} gone that were not sent; they will not be")
+        console.print(f"  {gone} gone, and not sent; nor will they be")
     if changes.sent_before:
         sent = _show.count(changes.sent_before, "row")
-        console.print(f"  {sent} gone that were sent before")
+        console.print(f"  {sent} gone, but sent before")
     console.print("To send all of it as a new run, give another --journal.")
 
 
 def _end_check(preview: Preview, shown: _Shown, *, as_json: bool) -> None:
+    # A dry run has no limiter, so it cannot know.
+    preview = attrs.evolve(preview, seconds=preview.to_send / shown.rate)
     if as_json:
         click.echo(json.dumps(attrs.asdict(preview)))
     else:
@@ -316,17 +339,13 @@ def _end_check(preview: Preview, shown: _Shown, *, as_json: bool) -> None:
     click.get_current_context().exit(REFUSED if preview.invalid else 0)
 
 
-def _end(report: BackfillReport | None, *, stopping: bool, as_json: bool) -> None:
-    context = click.get_current_context()
-    if report is None:
-        click.echo("stopped; run the same command to go on", err=True)
-        context.exit(INTERRUPTED)
+def _end(report: BackfillReport, *, stopping: bool, as_json: bool) -> None:
     if as_json:
         told = attrs.asdict(report, recurse=False)
         click.echo(json.dumps(told, default=str))
     else:
         _show_report(report)
-    context.exit(_exit_code(report, stopping=stopping))
+    click.get_current_context().exit(_exit_code(report, stopping=stopping))
 
 
 def _exit_code(report: BackfillReport, *, stopping: bool) -> int:
@@ -343,7 +362,8 @@ def _show_report(report: BackfillReport) -> None:
     out = _show.console()
     out.print(_show.printable(str(report)), soft_wrap=True)
     if report.rejects is not None:
-        out.print(f"what was not accepted, and why: {report.rejects}", soft_wrap=True)
+        rejects = _show.printable(str(report.rejects))
+        out.print(f"what was not accepted, and why: {rejects}", soft_wrap=True)
     if report.unknown:
         out.print(
             f"{report.unknown:,} unknown: Loops may have them or not; "
@@ -352,12 +372,3 @@ def _show_report(report: BackfillReport) -> None:
         )
     if report.pending:
         out.print("run the same command to go on", soft_wrap=True)
-
-
-def _end_failed(error: LoopsError, *, as_json: bool) -> None:
-    code = exit_code(error)
-    if as_json:
-        told = {"error": type(error).__name__, "message": str(error)}
-        click.echo(json.dumps(told))
-    _show.console(stderr=True).print(_show.error_panel(error, None, code))
-    click.get_current_context().exit(code)

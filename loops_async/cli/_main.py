@@ -1,5 +1,8 @@
 """The commands, each loaded when it is asked for."""
 
+import os
+import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final
 
@@ -7,7 +10,7 @@ import click
 
 from loops_async import __version__
 
-from ._result import INTERRUPTED
+from ._result import INTERRUPTED, UNWRITABLE
 
 # Command to the module that has it as ``command``, in the order of the help.
 _COMMANDS: Final = {
@@ -32,12 +35,40 @@ class _Commands(click.Group):
         command: click.Command = module.command
         return command
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            if not _is_of_output(error):
+                raise
+            with suppress(OSError):  # it may be the one that cannot be written
+                why = f"the output cannot be written: {error.strerror}"
+                click.echo(f"Error: {why}", err=True)
+            _let_go()
+            sys.exit(UNWRITABLE)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo(err=True)  # below the ^C
             ctx.exit(INTERRUPTED)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Tell it from those of files, which have names, and those of our own."""
+    return error.errno is not None and error.filename is None
+
+
+def _let_go() -> None:
+    """Let what is left to be written go, or the end of Python would try again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with suppress(OSError):
+            stream.flush()
+            continue
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 @click.group(

@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+import math
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -7,6 +8,7 @@ import click
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _MOST_KEY_BYTES: Final = 4096
+_LEAST: Final = 1e-6  # less would be for ever
 
 
 def client_options(command: _F) -> _F:
@@ -38,6 +40,14 @@ def client_options(command: _F) -> _F:
     ):
         command = option(command)
     return command
+
+
+def finite(_: click.Context, __: click.Parameter, given: float | None) -> float | None:
+    """Refuse what is no number to reckon with: nan, inf, next to nothing."""
+    if given is not None and not _LEAST <= given < math.inf:
+        msg = f"{given:g} is nothing to reckon with"
+        raise click.BadParameter(msg)
+    return given
 
 
 def _no_key_here(_: click.Context, __: click.Parameter, given: str | None) -> None:

@@ -4,25 +4,35 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import attrs
 import click
 from rich.table import Table
 
-from loops_async import AsyncLoopsClient, Failure, LoopsError, Outbox, OutboxStats
-from loops_async._journal import PENDING, REJECTED, UNKNOWN, Journal
+from loops_async import AsyncLoopsClient, Failure, LoopsError, OutboxStats
+from loops_async._drain import Drain
+from loops_async._fanout import LOOK_AHEAD
+from loops_async._journal import (
+    ACCEPTED,
+    DUPLICATE,
+    PENDING,
+    REJECTED,
+    UNKNOWN,
+    Journal,
+    Row,
+)
 
-from . import _result, _show
-from ._options import client_options
-from ._progress import Bar, duration, how_it_stands
+from . import _ending, _result, _show
+from ._options import client_options, finite
+from ._progress import STOPPING, Bar, duration, how_it_stands
 
 _T = TypeVar("_T")
 _PAGE: Final = 200
-_LOOK: Final = 0.2  # seconds between two looks
 
 _path = click.argument(
     "path", type=click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -47,7 +57,7 @@ def status(path: Path, *, as_json: bool) -> None:
     async def look(journal: Journal) -> tuple[dict[str, int], float | None]:
         return await journal.counts(), await journal.oldest()
 
-    counts, oldest = _with(path, look)
+    counts, oldest = _with(path, look, as_json=as_json)
     waited = None if oldest is None else max(0.0, time.time() - oldest)
     states = {state: counts.pop(state, 0) for state in (PENDING, REJECTED, UNKNOWN)}
     found = {**states, **counts}
@@ -79,7 +89,7 @@ def failures(path: Path, *, as_json: bool) -> None:
                 _show_failure(failure, as_json=as_json)
             after = page[-1].id
 
-    _with(path, look)
+    _with(path, look, as_json=as_json)
 
 
 def _show_failure(failure: Failure, *, as_json: bool) -> None:
@@ -93,7 +103,8 @@ def _show_failure(failure: Failure, *, as_json: bool) -> None:
     style = _show.BAD if failure.state == REJECTED else _show.ODD
     out.print(_show.printable(head), style=style, soft_wrap=True)
     out.print(f"  {_show.printable(failure.error)}", soft_wrap=True)
-    out.print(f"  key {failure.idempotency_key}", style="dim", soft_wrap=True)
+    key = _show.printable(failure.idempotency_key)
+    out.print(f"  key {key}", style="dim", soft_wrap=True)
 
 
 @command.command(short_help="Let failures be sent again.")
@@ -142,47 +153,120 @@ def _told(done: int, asked: int, what: str) -> None:
 
 @command.command(short_help="Send what is pending, and leave.")
 @_path
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), metavar="N")
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    callback=finite,
+    help="Events a second.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    callback=finite,
+    help="Give up after that long.",
+)
 @client_options
+@_as_json
 def drain(
-    path: Path, *, rate: float | None, api_key: str | None, base_url: str | None
+    path: Path,
+    *,
+    rate: float | None,
+    timeout: float | None,
+    api_key: str | None,
+    base_url: str | None,
+    as_json: bool,
 ) -> None:
     """Send what is pending in PATH, until nothing is.
 
+    Ctrl-C, or the end of the time, lets what is under way end; the rest stays
+    in the file. A second Ctrl-C ends it at once.
+
     \b
-    Exit codes: 0 nothing is left, 1 some were rejected, 3 the file, a setting
-    or the API key cannot be used, 4 some are unknown or still pending.
+    Exit codes:
+      0    nothing is left
+      1    some were rejected
+      2    wrong usage
+      3    the file, a setting or the API key cannot be used
+      4    some are unknown or still pending
+      130  interrupted
     """  # noqa: D301 - click reads \b
-
-    async def main() -> OutboxStats:
+    try:
         client = AsyncLoopsClient(api_key, base_url=base_url, rate_limit=rate)
+    except LoopsError as error:
+        _ending.fail(error, as_json=as_json)
+    job = _Draining(path, client)
+    stats = _ending.run(job.run(timeout), as_json=as_json)
+    _end(stats, interrupted=job.interrupted, as_json=as_json)
+
+
+class _Draining:
+    """Sends what is pending until nothing is, or it has to stop."""
+
+    def __init__(self, path: Path, client: AsyncLoopsClient) -> None:
+        self._path = path
+        self._client = client
+        self.interrupted = False
+        self._stopping = False
+
+    async def run(self, timeout: float | None) -> OutboxStats:
+        client = self._client
         limit = client.stats.limit or 1
-        async with client, Outbox(path, client) as outbox:
-            total = outbox.stats().pending
-            bar = Bar(_show.console(stderr=True), limit / (client.stats.period or 1))
-            bar.note = lambda: outbox.stats().paused or how_it_stands(client.stats)
-            async with bar:
-                while (stats := outbox.stats()).pending and stats.paused is None:
-                    bar.tell(total - stats.pending, total, stats.rejected)
-                    await asyncio.sleep(_LOOK)
-            await outbox.aclose(grace=0.0)  # what is paused does not end in time
-            return stats
+        bar = Bar(_show.console(stderr=True), limit / (client.stats.period or 1))
+        bar.note = lambda: STOPPING if self._stopping else how_it_stands(client.stats)
+        ends: Counter[str] = Counter()
 
-    _end(_run(main))
+        async with client, _opened(self._path) as journal, bar:
+            total = (await journal.counts()).get(PENDING, 0)
+
+            def ended(_: Row, state: str) -> None:
+                ends[state] += 1
+                bar.tell(ends.total(), total, ends[REJECTED])
+
+            drain = Drain(
+                journal, client, look_ahead=LOOK_AHEAD + total, keep=False, on_end=ended
+            )
+            bar.tell(0, total)
+            _ending.on_signals(lambda: self._interrupt(drain))
+            if timeout is not None:
+                asyncio.get_running_loop().call_later(timeout, self._stop, drain)
+            stopped_by = await drain.run(until_empty=True)
+            counts = await journal.counts()
+        return OutboxStats(
+            pending=counts.get(PENDING, 0),
+            retrying=0,
+            rejected=counts.get(REJECTED, 0),
+            unknown=counts.get(UNKNOWN, 0),
+            accepted=ends[ACCEPTED],
+            duplicates=ends[DUPLICATE],
+            paused=None if self._stopping or stopped_by is None else str(stopped_by),
+        )
+
+    def _interrupt(self, drain: Drain) -> None:
+        self.interrupted = True
+        self._stop(drain)
+
+    def _stop(self, drain: Drain) -> None:
+        self._stopping = True
+        drain.stop()
 
 
-def _end(stats: OutboxStats) -> None:
+def _end(stats: OutboxStats, *, interrupted: bool, as_json: bool) -> None:
     sent = f"{stats.accepted + stats.duplicates:,} sent"
-    click.echo(
+    books = (
         f"{sent}, {stats.rejected:,} rejected, {stats.unknown:,} unknown, "
         f"{stats.pending:,} left"
     )
+    click.echo(json.dumps(attrs.asdict(stats)) if as_json else books)
     if stats.paused is not None:
-        click.echo(f"stopped: {stats.paused}", err=True)
-    click.get_current_context().exit(_exit_code(stats))
+        click.echo(f"stopped: {_show.printable(stats.paused)}", err=True)
+    click.get_current_context().exit(_exit_code(stats, interrupted=interrupted))
 
 
-def _exit_code(stats: OutboxStats) -> int:
+def _exit_code(stats: OutboxStats, *, interrupted: bool) -> int:
+    if interrupted and stats.pending:
+        return _result.INTERRUPTED
     if stats.paused is not None:
         return _result.CONFIGURATION
     if stats.pending or stats.unknown:
@@ -190,12 +274,14 @@ def _exit_code(stats: OutboxStats) -> int:
     return _result.REFUSED if stats.rejected else 0
 
 
-def _with(path: Path, work: Callable[[Journal], Awaitable[_T]]) -> _T:
+def _with(
+    path: Path, work: Callable[[Journal], Awaitable[_T]], *, as_json: bool = False
+) -> _T:
     async def main() -> _T:
         async with _opened(path) as journal:
             return await work(journal)
 
-    return _run(main)
+    return _ending.run(main(), as_json=as_json)
 
 
 @asynccontextmanager
@@ -206,12 +292,3 @@ async def _opened(path: Path) -> AsyncIterator[Journal]:
         yield journal
     finally:
         await journal.close()
-
-
-def _run(main: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-    try:
-        return asyncio.run(main())
-    except LoopsError as error:
-        code = _result.exit_code(error)
-        _show.console(stderr=True).print(_show.error_panel(error, None, code))
-        click.get_current_context().exit(code)

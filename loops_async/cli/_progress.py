@@ -15,6 +15,8 @@ from rich.text import Text
 
 from loops_async import ClientStats
 
+from . import _show
+
 _EVERY: Final = 5.0  # seconds between two lines
 _LOOK: Final = 0.2  # seconds between two pictures
 STOPPING: Final = "finishing what is under way"
@@ -73,6 +75,7 @@ class Bar:
     ) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
+        _ = self._task.cancelled() or self._task.exception()  # a bar is not worth it
         self.clear()
 
     def tell(self, done: int, total: int, failed: int = 0) -> None:
@@ -111,7 +114,7 @@ class Bar:
     def line(self) -> str:
         """Return it in words."""
         if not self._total:
-            return f"{self._done:,} rows checked"
+            return f"{_show.count(self._done, 'row')} checked"
         now = time.monotonic()
         self._known.append((now, self._done))
         while len(self._known) > 2 and self._known[0][0] < now - _RECENT:

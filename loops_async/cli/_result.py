@@ -21,6 +21,7 @@ from loops_async import (
 REFUSED: Final = 1
 CONFIGURATION: Final = 3
 UNKNOWN: Final = 4
+UNWRITABLE: Final = 74  # EX_IOERR, which Windows has not
 INTERRUPTED: Final = 130
 
 

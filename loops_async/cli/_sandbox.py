@@ -4,8 +4,8 @@ import asyncio
 import json
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -127,8 +127,25 @@ def command(
     except ValueError as wrong:
         raise click.UsageError(str(wrong)) from None
     log = _Log(sandbox, None if quiet else _show.console(stderr=True))
+    asyncio.run(_serve(sandbox, log, as_json=as_json))
+    _sum_up(sandbox, as_json=as_json)
+
+
+async def _serve(sandbox: Sandbox, log: "_Log", *, as_json: bool) -> None:
+    stop = asyncio.Event()
+    with _stopped_by_signals(stop):
+        async with _listening(sandbox):
+            _announce(sandbox, as_json=as_json)
+            while not stop.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _LOOK)
+                log.look()
+
+
+@asynccontextmanager
+async def _listening(sandbox: Sandbox) -> AsyncIterator[None]:
     try:
-        asyncio.run(_serve(sandbox, log, as_json=as_json))
+        await sandbox.start()
     except OSError as taken:
         click.echo(
             f"Error: cannot listen on {sandbox.host} port {sandbox.port}: "
@@ -136,18 +153,10 @@ def command(
             err=True,
         )
         click.get_current_context().exit(CONFIGURATION)
-    _sum_up(sandbox, as_json=as_json)
-
-
-async def _serve(sandbox: Sandbox, log: "_Log", *, as_json: bool) -> None:
-    stop = asyncio.Event()
-    with _stopped_by_signals(stop):
-        async with sandbox:
-            _announce(sandbox, as_json=as_json)
-            while not stop.is_set():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _LOOK)
-                log.look()
+    try:
+        yield
+    finally:
+        await sandbox.aclose()
 
 
 @contextmanager

@@ -97,6 +97,24 @@ def request_lines(
     yield from body_lines(json.loads(request.body))
 
 
+def file_panel(error: LoopsError, code: int) -> Panel:
+    """Show why a file, or a setting, cannot be used.
+
+    Args:
+        error: What was raised.
+        code: The exit code.
+    """
+    said = str(error.args[0])
+    grid = _grid()
+    grid.add_row("problem", printable(said))
+    if _IN_USE in said:
+        grid.add_row("next", "Stop the program that has it open.")
+    return _panel(grid, "It cannot be done", error, code)
+
+
+_IN_USE: Final = " is in use by another process"
+
+
 def error_panel(error: LoopsError, key: str | None, code: int) -> Panel:
     """Show an error: what, why, what next.
 
@@ -106,9 +124,7 @@ def error_panel(error: LoopsError, key: str | None, code: int) -> Panel:
         code: The exit code.
     """
     said = words(error)
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
+    grid = _grid()
     problems = error.problems if isinstance(error, InvalidEventError) else ()
     for problem in problems or [str(error.args[0])]:
         grid.add_row("problem", printable(problem))
@@ -121,9 +137,20 @@ def error_panel(error: LoopsError, key: str | None, code: int) -> Panel:
         grid.add_row("wait", f"{error.retry_after:g} s, as the server asks")
     if key is not None and (error.maybe_accepted or error.retryable):
         grid.add_row("key", f"--key {printable(key)}")
+    return _panel(grid, said.headline, error, code)
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _panel(grid: Table, headline: str, error: LoopsError, code: int) -> Panel:
     return Panel(
         grid,
-        title=Text(said.headline, style=f"bold {BAD}"),
+        title=Text(headline, style=f"bold {BAD}"),
         title_align="left",
         subtitle=Text(f"{type(error).__name__}, exit {code}", style="dim"),
         subtitle_align="right",

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import attrs
 import pytest
 from backfills import json_lines, row, write
 
+import loops_async
 from loops_async import Preview
 from loops_async._backfill import Backfill, BackfillReport
 from loops_async.cli import _progress
@@ -55,6 +57,31 @@ def run_json(*arguments: str, sandbox: Sandbox | None = None) -> tuple[int, Any]
     result = run("backfill", *arguments, "--json", sandbox=sandbox)
     (line,) = result.stdout.splitlines()
     return result.exit_code, json.loads(line)
+
+
+def in_shell(
+    line: str,
+    *arguments: str,
+    sandbox: Sandbox | None = None,
+    input: str = "",  # noqa: A002 - as subprocess calls it
+    cwd: Path | None = None,
+    **env: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a line of the shell, where the command is "$@"."""
+    told = {**os.environ, "COLUMNS": "80", **environment(sandbox), **env}
+    package = str(Path(loops_async.__file__).parent.parent)
+    told["PYTHONPATH"] = package
+    command = [sys.executable, "-W", "error", "-m", "loops_async", *arguments]
+    return subprocess.run(
+        ["bash", "-c", line, "bash", *command],
+        input=input,
+        capture_output=True,
+        encoding="utf-8",
+        cwd=cwd,
+        env={name: value for name, value in told.items() if value is not None},
+        check=False,
+        timeout=30,
+    )
 
 
 def numbers(sandbox: Sandbox) -> list[Any]:
@@ -206,11 +233,23 @@ def test_the_preview_shows_what_would_fire(tmp_path: Path) -> None:
     cells = [line.split() for line in told]
     assert ["91", "e0"] in cells
     assert ["and", "2", "other", "events"] in cells
-    facts = (
-        "2,023 rows, 23 invalid, 2,000 contacts, 13 min 20 s to send at 2.5 a second"
-    )
-    assert facts in told
+    assert "2,023 rows, 23 invalid, 2,000 contacts" in told
+    assert "2,000 to send in 13 min 20 s at 2.5 a second" in told
+    first = {
+        "eventName": "e0",
+        "email": "u0@b.co",
+        "eventProperties": {"number": "0"},
+    }
+    assert json.loads(told[told.index("the first of them:") + 1]) == first
     assert left_in(tmp_path) == set()
+
+
+def test_where_every_row_is_invalid_there_is_none_to_show(tmp_path: Path) -> None:
+    path = write(tmp_path / "events.csv", [row(1, email="nobody")])
+    result = run("backfill", str(path), "--dry-run")
+    assert result.exit_code == 1
+    assert "1 row, 1 invalid, 0 contacts\n0 to send in 0 s at 8" in result.stderr
+    assert "the first of them" not in result.stderr
 
 
 def test_a_dry_run_is_told_as_json_too(three: Path) -> None:
@@ -218,6 +257,8 @@ def test_a_dry_run_is_told_as_json_too(three: Path) -> None:
     assert code == 0
     assert set(told) == {field.name for field in attrs.fields(Preview)}
     assert (told["rows"], told["to_send"], told["events"]) == (3, 3, {"signup": 3})
+    assert told["seconds"] == 3 / 8
+    assert told["sample"]["email"] == "u0@b.co"
     assert left_in(three.parent) == set()
 
 
@@ -240,6 +281,10 @@ def test_json_is_alone_on_standard_output(
         (("-", "--journal", "j.db"), "--yes"),
         (("-", "--yes"), "--journal"),
         (("events.csv", "--yes", "--rate", "0"), "--rate"),
+        (("events.csv", "--yes", "--rate", "nan"), "--rate"),
+        (("events.csv", "--yes", "--rate", "inf"), "--rate"),
+        (("events.csv", "--dry-run", "--rate", "nan"), "--rate"),
+        (("events.csv", "--dry-run", "--rate", "1e-308"), "--rate"),
         (("events.csv", "--yes", "--max-errors", "-1"), "--max-errors"),
         (("events.csv", "--yes", "--format", "xml"), "--format"),
         (("events.csv", "--yes", "--map", "email"), "FIELD=COLUMN"),
@@ -295,6 +340,9 @@ def test_what_cannot_be_used_is_3(
             return
         assert result.exit_code == 3
         assert named in flat(result.stderr)
+        assert "It cannot be done" in result.stderr
+        for other in ("attempts", "accepted", "next", "--api-key-file"):
+            assert other not in result.stderr
         assert result.stdout == ""
         code, told = run_json(*arguments, "--yes", sandbox=sandbox)
     assert code == 3
@@ -367,6 +415,103 @@ def test_too_many_errors_are_4_and_sends_nothing(tmp_path: Path) -> None:
 
 
 # What it reads
+
+
+def test_a_column_is_left_out_when_told(three: Path) -> None:
+    arguments = ("--ignore", "user_id", "--ignore", "event_properties.number")
+    with running(rate_limit=None) as sandbox:
+        code, told = run_json(str(three), "--yes", *arguments, sandbox=sandbox)
+    assert (code, told["accepted"]) == (0, 3)
+    assert [dict(one.event_properties) for one in sandbox.events] == [{}] * 3
+
+
+def test_names_that_are_not_utf_8_are_shown_and_sent(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"ev\xff.csv")
+    with running(rate_limit=None) as sandbox:
+        code, _, err = finish(start("backfill", str(path), "--yes", sandbox=sandbox))
+        assert code == 3
+        assert "cannot be read: No such file" in flat(err)
+        write(path, [row(1), row(2, email="nobody")])
+        for as_json in ((), ("--json",)):
+            arguments = ("backfill", str(path), "--yes", *as_json)
+            code, out, err = finish(start(*arguments, sandbox=sandbox))
+            assert code == 1, err
+            assert "Traceback" not in err
+            if not as_json:
+                assert "ev\N{REPLACEMENT CHARACTER}.csv.rejects.jsonl" in out
+        assert Path(json.loads(out)["rejects"]) == Path(f"{path}.rejects.jsonl")
+        assert sandbox.counts.accepted == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("events.csv",), 2, "nobody to ask"),
+        (("-", "--dry-run"), 3, "standard input is closed"),
+        (("events.csv", "--dry-run"), 0, "nothing was sent"),
+    ],
+)
+def test_without_any_input_there_is_nobody_to_ask(
+    three: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+) -> None:
+    command = ("backfill", *arguments)
+    done = in_shell('exec "$@" <&-', *command, cwd=three.parent)
+    assert done.returncode == code
+    assert said in flat(done.stderr + done.stdout)
+    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(three.parent)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit) as ended:
+        cli(command)
+    assert ended.value.code == code
+
+
+def test_standard_input_that_cannot_be_kept_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "standard input cannot be kept in a file: "
+    done = in_shell(
+        *('ulimit -f 64; exec "$@"', "backfill", "-", "--dry-run"),
+        input='{"email": "u1@b.co", "event_name": "x"}\n' * 10_000,
+        cwd=tmp_path,
+        TMPDIR=str(tmp_path),
+    )
+    assert done.returncode == 3
+    assert f"{said}File too large" in flat(done.stderr)
+    assert [*tmp_path.iterdir()] == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    result = run("backfill", "-", "--dry-run", stdin="{}")
+    assert result.exit_code == 3
+    assert said in flat(result.stderr)
+
+
+# What cannot be written
+
+
+def test_books_that_cannot_be_written_are_74(
+    three: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("backfill", str(three), "--yes", *NUMBER)
+    with running(rate_limit=None) as sandbox:
+        done = in_shell('exec "$@" >/dev/full', *arguments, sandbox=sandbox)
+        assert done.returncode == 74
+        last = "Error: the output cannot be written: No space left on device\n"
+        assert done.stderr.endswith(last)
+        assert "Traceback" not in done.stderr
+        assert sandbox.counts.accepted == 3
+        assert run(*arguments, sandbox=sandbox).exit_code == 0
+
+
+def test_a_question_that_cannot_be_written_sends_nothing(three: Path) -> None:
+    arguments = ("backfill", str(three), "--yes")
+    with running(rate_limit=None) as sandbox:
+        done = in_shell('exec "$@" 2>/dev/full', *arguments, sandbox=sandbox)
+    assert (done.returncode, done.stdout) == (74, "")
+    assert not sandbox.requests
 
 
 def test_several_files_and_a_gzipped_one_are_one_run(tmp_path: Path) -> None:
@@ -442,19 +587,22 @@ def test_a_changed_input_is_told_and_its_new_rows_are_sent(three: Path) -> None:
         write(three, [row(1), row(2), *map(row, range(10, 16))])
         result = run(*arguments, sandbox=sandbox)
         assert result.exit_code == 0
-        assert "is not what it was when this run began" in result.stderr
+        what = "The input, or how it is read, is not what it was when this run began:"
+        assert what in result.stderr.splitlines()
         lines = ", ".join(f"{three}:{line}" for line in range(4, 9))
         assert f"  6 rows new, or mended: {lines}, ...\n" in result.stderr
-        assert "  1 row gone that were not sent; they will not be\n" in result.stderr
+        assert "  1 row gone, and not sent; nor will they be\n" in result.stderr
         assert "sent before" not in result.stderr
         assert numbers(sandbox) == [1, 2, *range(10, 16)]
 
         write(three, [row(1), row(99)])
         result = run(*arguments, sandbox=sandbox)
         assert f"  1 row new, or mended: {three}:3\n" in result.stderr
-        assert "  7 rows gone that were sent before\n" in result.stderr
-        assert "will not be" not in result.stderr
-        assert sandbox.counts.accepted == 9
+        assert "  7 rows gone, but sent before\n" in result.stderr
+        assert "nor will" not in result.stderr
+        assert result.exit_code == 3
+        assert "would be sent twice" in " ".join(result.stderr.split())
+        assert sandbox.counts.accepted == 8
 
 
 def test_what_is_gone_is_told_when_it_is_asked(
@@ -469,7 +617,7 @@ def test_what_is_gone_is_told_when_it_is_asked(
         code, said = run_in_terminal(monkeypatch, sandbox, *arguments, answer="y\n")
     assert code == 0
     assert "new, or mended" not in said
-    assert "  2 rows gone that were sent before\n" in said
+    assert "  2 rows gone, but sent before\n" in said
     assert numbers(sandbox) == [0, 1, 2, 3, 4]
 
 
@@ -483,10 +631,10 @@ def test_what_is_declined_is_not_sent_and_asked_again(
     with running(rate_limit=None) as sandbox:
         for _ in range(2):
             code, said = run_in_terminal(monkeypatch, sandbox, *arguments, answer="n\n")
-            assert code == 4
+            assert code == 130
             assert "Send 3 events to Loops now? [y/N]: " in said
-            assert "3 pending; stopped by: it was not confirmed" in said
-            assert left_in(three.parent) == set()
+            assert said.endswith("[y/N]: nothing was sent\n")
+            assert left_in(three.parent) <= {"events.csv.journal.db"}
         assert not sandbox.requests
         code, said = run_in_terminal(monkeypatch, sandbox, *arguments, answer="y\n")
         assert code == 0
@@ -498,6 +646,23 @@ def test_what_is_declined_is_not_sent_and_asked_again(
     assert numbers(sandbox) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("rest", [range(2, 4), range(4)])
+def test_what_is_declined_later_is_more(
+    three: Path, monkeypatch: pytest.MonkeyPatch, rest: range
+) -> None:
+    """Whether the rows that were sent are still in the file or not."""
+    arguments = (str(three), *NUMBER)
+    with running(rate_limit=None) as sandbox:
+        write(three, map(row, range(2)))
+        run("backfill", *arguments, "--yes", sandbox=sandbox)
+        write(three, map(row, rest))
+        code, said = run_in_terminal(monkeypatch, sandbox, *arguments, answer="n\n")
+    assert code == 130
+    assert f"{len(rest)} rows, {len(rest)} contacts\n2 to send in 0 s at 8" in said
+    assert said.endswith("[y/N]: nothing more was sent\n")
+    assert numbers(sandbox) == [0, 1]
+
+
 def test_no_answer_is_an_interruption(
     three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -505,7 +670,7 @@ def test_no_answer_is_an_interruption(
         code, _ = run_in_terminal(monkeypatch, sandbox, str(three), answer="\x04")
     assert code == 130
     assert not sandbox.requests
-    assert left_in(three.parent) == set()
+    assert left_in(three.parent) <= {"events.csv.journal.db"}
 
 
 def test_ctrl_c_at_the_question_ends_it(three: Path) -> None:
@@ -518,7 +683,7 @@ def test_ctrl_c_at_the_question_ends_it(three: Path) -> None:
         assert process.wait(30) == 130
         assert "Traceback" not in terminal.said
     assert not sandbox.requests
-    assert left_in(three.parent) == set()
+    assert left_in(three.parent) <= {"events.csv.journal.db"}
 
 
 def test_what_was_confirmed_is_so_after_a_crash(tmp_path: Path) -> None:
@@ -692,13 +857,13 @@ def test_in_this_process_both_signals_do_the_same(
             result = run(*arguments, "--json", sandbox=sandbox)
         assert result.exit_code == 130
         assert "stopped; run the same command to go on" in result.stderr
-        assert len(stops) == 2
+        assert len(stops) == 1  # the second ended it
         assert "0 of 5, 0.0/s, 0% of the limit, finishing what is" in result.stderr
         code, told = run_json(*arguments[1:], sandbox=sandbox)
         assert (code, told["accepted"] + told["duplicates"]) == (0, 5)
         assert numbers(sandbox) == list(range(5))
 
-        write(path, map(row, range(5, 50)))
+        write(path, map(row, range(50)))
         with interrupted_when(lambda: sandbox.counts.accepted > 8, signal.SIGTERM):
             result = run(*arguments, "--rate", "20", sandbox=sandbox)
         assert result.exit_code == 130

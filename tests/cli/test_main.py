@@ -1,16 +1,22 @@
 """The script itself: help, version, and what it says without the extra."""
 
+import os
 import runpy
 import subprocess
 import sys
 import types
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loops_async import __version__
 from loops_async.cli import main
+from loops_async.cli._main import cli
 
 from .support import run
+
+FULL = Path("/dev/full")
 
 
 def _without(module: str) -> subprocess.CompletedProcess[str]:
@@ -107,6 +113,74 @@ def test_a_command_there_is_not_is_a_usage_error() -> None:
     result = run("sned")
     assert result.exit_code == 2
     assert "sned" in result.stderr
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is none")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("send", "--help"),
+        ("send", "e", "--email", "ada@example.com", "--dry-run"),
+        ("send", "e", "--email", "ada@example.com", "--dry-run", "--json"),
+        ("sandbox", "--port", "0"),
+        ("demo",),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_74(arguments: tuple[str, ...]) -> None:
+    said = "Error: the output cannot be written: No space left on device\n"
+    for streams, told in (("stdout",), said), (("stdout", "stderr"), ""):
+        with FULL.open("w") as full:
+            given: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+            done = subprocess.run(
+                [sys.executable, "-W", "error", "-m", "loops_async", *arguments],
+                **{**given, **dict.fromkeys(streams, full)},
+                encoding="utf-8",
+                check=False,
+                timeout=30,
+            )
+        assert (done.returncode, done.stderr or "") == (74, told)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is none")
+def test_what_could_not_be_written_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FULL.open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            cli(["--version"])
+        assert ended.value.code == 74  # and closing it raises nothing
+
+
+def test_an_error_of_a_file_is_not_taken_for_one_of_the_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = cli.get_command(None, "send")  # type: ignore[arg-type]
+    for error in (FileNotFoundError(2, "No such file", "x"), TimeoutError("late")):
+
+        def fails(*_: object, error: OSError = error, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(command, "callback", fails)
+        with pytest.raises(type(error)):
+            run("send", "e")
+
+
+def test_a_reader_that_left_is_no_error_of_ours() -> None:
+    code = "import sys; sys.stdin.read(); from loops_async.cli import main; main()"
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, "--help"],
+        stdin=subprocess.PIPE,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        os.close(writing)
+        os.close(reading)
+        _, said = process.communicate("")
+    assert (process.returncode, said) == (1, "")
 
 
 def test_a_send_does_not_load_the_sandbox() -> None:

@@ -5,17 +5,20 @@ import json
 import math
 import signal
 import sqlite3
+import subprocess
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import attrs
 import pytest
 import servers
 from backfills import row, write
 from outboxes import client_of, events, rows, states
 
-from loops_async import Event, Outbox
+from loops_async import AsyncLoopsClient, Event, Outbox, OutboxStats
+from loops_async._drain import Drain
 from loops_async.cli import _progress
 from loops_async.sandbox import Sandbox
 
@@ -251,16 +254,10 @@ def test_an_outage_is_told_while_it_drains(
             return True
 
         with interrupted_when(waits, signal.SIGINT):
-            # So that it need not be waited for when it is interrupted.
-            monkeypatch.setattr(Outbox, "aclose", _at_once(Outbox.aclose))
             result = run("outbox", "drain", str(path), sandbox=sandbox)
     assert result.exit_code == 130
     assert "Loops does not answer: waiting" in result.stderr
     assert states(path) == ["pending"] * 8
-
-
-def _at_once(close: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    return lambda outbox, grace=0.0: close(outbox, 0.0)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -280,7 +277,9 @@ def every_command(path: Path, sandbox: Sandbox) -> list[str]:
         result = run("outbox", command, str(path), *choice, sandbox=sandbox)
         assert result.exit_code == 3
         assert result.stdout == ""
+        assert "It cannot be done" in result.stderr
         assert "JournalError, exit 3" in result.stderr
+        assert "attempts" not in result.stderr
         said.append(flat(result.stderr))
     assert not sandbox.requests
     return said
@@ -322,22 +321,137 @@ def test_a_file_that_is_in_use_is_refused(
             with running() as sandbox:
                 for said in await asyncio.to_thread(every_command, path, sandbox):
                     assert "is in use by another process" in said
+                    assert "next Stop the program that has it open." in said
             await outbox.aclose(0)
 
     servers.run(main())
     assert states(path) == ["pending"]
 
 
-def test_a_real_process_that_is_interrupted_leaves_the_rest(path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_first_signal_ends_what_is_under_way(
+    path: Path, number: signal.Signals
+) -> None:
     put(path, events(40))
+    with running(rate_limit=None, processing=0.3) as sandbox:
+        process = start("outbox", "drain", str(path), "--rate", "10", sandbox=sandbox)
+        wait_until(lambda: sandbox.counts.accepted >= 3)
+        code, out, err = finish(process, number)
+        took = sandbox.counts.accepted
+        assert code == 130
+        assert out == f"{took} sent, 0 rejected, 0 unknown, {40 - took} left\n"
+        assert "Traceback" not in err
+        assert "the client is closed" not in err
+        assert sandbox.counts.requests == took < 40  # nothing was cut off
+    assert states(path) == ["pending"] * (40 - took)
+
+
+def test_a_second_signal_ends_it_at_once(path: Path) -> None:
+    put(path, events(3))
     with running(rate_limit=None) as sandbox:
-        process = start("outbox", "drain", str(path), "--rate", "2", sandbox=sandbox)
-        while not sandbox.counts.accepted:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
-        code, _, err = finish(process, signal.SIGINT)
-    assert code == 130
-    assert "Traceback" not in err
-    left = len(states(path))
-    assert 0 < left < 40
+        sandbox.script(*["hang-after"] * 3)
+        process = start("outbox", "drain", str(path), sandbox=sandbox)
+        wait_until(lambda: sandbox.counts.accepted == 3)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        code, out, err = finish(process, signal.SIGINT)
+        assert (code, out) == (130, "")
+        assert err.endswith("stopped; run the same command to go on\n")
+        assert "Traceback" not in err
+        result = run("outbox", "drain", str(path), sandbox=sandbox)
+        assert (result.exit_code, sandbox.counts.duplicates) == (0, 3)
+        assert len(sandbox.events) == 3
+
+
+def test_in_this_process_signals_do_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_progress, "_EVERY", 0.01)
+    put(path, events(3))
+    told: list[object] = []
+    stop = Drain.stop
+
+    def noted(drain: Drain) -> None:
+        stop(drain)
+        told.append(drain)
+
+    monkeypatch.setattr(Drain, "stop", noted)
+    with running(rate_limit=None) as sandbox:
+        sandbox.script(*["hang-after"] * 3)
+        with (
+            interrupted_when(lambda: sandbox.counts.accepted == 3, signal.SIGINT),
+            interrupted_when(lambda: told and not time.sleep(0.1), signal.SIGTERM),
+        ):
+            result = run("outbox", "drain", str(path), "--json", sandbox=sandbox)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "0 of 3, 0.0/s" in result.stderr
+    assert "finishing what is under way" in result.stderr
+    assert "stopped; run the same command to go on" in result.stderr
+    assert states(path) == ["pending"] * 3
+
+
+def test_the_time_of_a_drain_may_be_up(path: Path) -> None:
+    put(path, events(40))
+    arguments = ("outbox", "drain", str(path), "--rate", "10", "--timeout", "0.5")
+    with running(rate_limit=None, processing=0.1) as sandbox:
+        result = run(*arguments, "--json", sandbox=sandbox)
+        took = sandbox.counts.accepted
+        assert sandbox.counts.requests == took
+    assert result.exit_code == 4
+    told = json.loads(result.stdout)
+    assert set(told) == {field.name for field in attrs.fields(OutboxStats)}
+    assert (told["accepted"], told["pending"]) == (took, 40 - took)
+    assert told["paused"] is None
+    assert 0 < took < 40
+
+
+def test_the_books_wait_for_what_is_under_way(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(path, events(3))
+    stop = AsyncLoopsClient.aclose
+    ending: list[asyncio.Task[None]] = []
+
+    async def later(client: AsyncLoopsClient, grace: float = 10.0) -> None:
+        if ending:
+            await stop(client, grace)
+        ending.append(asyncio.create_task(stop(client, grace)))
+
+    monkeypatch.setattr(AsyncLoopsClient, "aclose", later)
+    with running(rate_limit=None, processing=0.3) as sandbox:
+        arguments = ("outbox", "drain", str(path), "--timeout", "0.2")
+        result = run(*arguments, sandbox=sandbox)
+    assert result.exit_code == 0
+    assert result.stdout == "3 sent, 0 rejected, 0 unknown, 0 left\n"
+
+
+def test_a_drain_in_time_is_told_as_json(path: Path) -> None:
+    put(path, events(3))
+    arguments = ("outbox", "drain", str(path), "--timeout", "30", "--json")
+    with running(rate_limit=None) as sandbox:
+        result = run(*arguments, sandbox=sandbox)
+        path.write_text("my diary", encoding="utf-8")
+        refused = run(*arguments, sandbox=sandbox)
+    assert result.exit_code == 0
+    told = json.loads(result.stdout)
+    assert (told["accepted"], told["pending"], told["rejected"]) == (3, 0, 0)
+    assert refused.exit_code == 3
+    assert json.loads(refused.stdout)["error"] == "JournalError"
+
+
+@pytest.mark.parametrize("option", ["--rate", "--timeout"])
+@pytest.mark.parametrize("number", ["nan", "inf", "0", "soon"])
+def test_a_number_that_is_none_is_wrong_usage(
+    path: Path, option: str, number: str
+) -> None:
+    put(path, events(1))
+    result = run("outbox", "drain", str(path), option, number)
+    assert result.exit_code == 2
+    assert option in result.stderr
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait; the test's time limit is the way out."""
+    while not condition():
+        time.sleep(0.002)

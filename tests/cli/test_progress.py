@@ -71,6 +71,8 @@ def test_as_long_as_nobody_knows_of_how_many_there_is_no_rate() -> None:
     assert bar.line() == "0 rows checked"
     bar.tell(1500, 0)
     assert bar.line() == "1,500 rows checked"
+    bar.tell(1, 0)
+    assert bar.line() == "1 row checked"
 
 
 def test_the_first_seconds_permits_are_no_faster_than_the_limit(clock: Clock) -> None:
