@@ -57,12 +57,12 @@ def events(number: int) -> list[Event]:
         Event(
             "planUpgraded",
             email=f"ada{next(_numbers)}@example.com",
-            user_id="usr_1",
+            user_id=f"usr_{n}",
             event_properties=PROPERTIES,
             contact_properties=CONTACT,
             mailing_lists=LISTS,
         )
-        for _ in range(number)
+        for n in range(number)
     ]
 
 

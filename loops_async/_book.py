@@ -31,19 +31,20 @@ BACKFILL: Final = Format(
         "ALTER TABLE events ADD COLUMN line INTEGER",
         "ALTER TABLE events ADD COLUMN first_pass INTEGER",
         "ALTER TABLE events ADD COLUMN pass INTEGER",
-        "ALTER TABLE events ADD COLUMN place INTEGER",
         FAILED,
         "CREATE TABLE invalid (file TEXT, line INTEGER, error TEXT, record TEXT)",
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT)",
     ),
     checkpoint=10_000,  # for a million keys in no order
 )
+# What was never sent comes where it is read now.
 _UPSERT: Final = (
     "INSERT INTO events "
-    "(key, body, email, user_id, file, line, place, pass, first_pass, at) "
+    "(id, key, body, email, user_id, file, line, pass, first_pass, at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-    "file = excluded.file, line = excluded.line, place = excluded.place, "
-    "pass = excluded.pass "
+    "id = CASE WHEN state = 'pending' AND ambiguous_since IS NULL "
+    "THEN excluded.id ELSE id END, "
+    "file = excluded.file, line = excluded.line, pass = excluded.pass "
     "WHERE events.pass < excluded.pass AND events.body = excluded.body"
 )
 _MENDED: Final = (
@@ -105,7 +106,6 @@ class Book(Journal):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, BACKFILL)
-        self._entered = 0  # good rows of the pass
         self._seen: dict[bytes, int] = {}  # times, of rows that are there twice
         self._seen_last: dict[bytes, int] = {}  # likewise, by the last batch
 
@@ -131,7 +131,6 @@ class Book(Journal):
         def work(db: Connection) -> None:
             db.execute("DELETE FROM invalid")
 
-        self._entered = 0
         self._seen.clear()
         self._seen_last.clear()
         return self.do(work)
@@ -144,13 +143,11 @@ class Book(Journal):
         Returns:
             Those of the good that are bad after all: their key is taken.
         """
-        place = self._entered
-        self._entered += len(good)
         self._seen.update(self._seen_last)
 
         def work(db: Connection) -> list[Bad]:
             self._seen_last.clear()  # if it is done again
-            taken = self._enter(db, run.encode(), number, place, good)
+            taken = self._enter(db, run.encode(), number, good)
             rows = [
                 (b.file, b.line, b.error, json.dumps(b.record)) for b in bad + taken
             ]
@@ -160,22 +157,22 @@ class Book(Journal):
         return self.do(work)
 
     def _enter(
-        self, db: Connection, run: bytes, number: int, place: int, good: list[Good]
+        self, db: Connection, run: bytes, number: int, good: list[Good]
     ) -> list[Bad]:
         at = time.time()
         salt = blake2b(run, digest_size=32).digest()
         taken = []
-        for at_place, row in enumerate(good, place):
+        for place, row in enumerate(good, self._ids.take(db, len(good))):
             whom = row.email, row.user_id
-            rest = row.body, *whom, row.file, row.line, at_place, number, number, at
+            rest = row.body, *whom, row.file, row.line, number, number, at
             if row.key is not None:
                 db.execute(_MENDED, (row.key, number, row.body))  # Loops never saw it
-                if not db.execute(_UPSERT, (row.key, *rest)).rowcount:
+                if not db.execute(_UPSERT, (place, row.key, *rest)).rowcount:
                     taken.append(_taken(row))
                 continue
             digest = blake2b(row.body, digest_size=16, key=salt)
             key = digest.hexdigest()
-            while not db.execute(_UPSERT, (key, *rest)).rowcount:
+            while not db.execute(_UPSERT, (place, key, *rest)).rowcount:
                 before = self._seen.get(digest.digest(), 0)
                 times = self._seen_last.get(digest.digest(), before) + 1
                 self._seen_last[digest.digest()] = times
@@ -279,18 +276,6 @@ def _taken(row: Good) -> Bad:
     return Bad(row.file, row.line, error, record)
 
 
-def _put_in_order(db: Connection) -> None:
-    """Have what was never sent sent in the order in which it was read last."""
-    never_sent = "state = 'pending' AND ambiguous_since IS NULL"
-    last = "(SELECT seq FROM sqlite_sequence WHERE name = 'events')"
-    db.execute(f"UPDATE events SET id = {last} + 1 + place WHERE {never_sent}")  # noqa: S608 - nothing from outside
-    db.execute(
-        "UPDATE sqlite_sequence "
-        "SET seq = max(seq, (SELECT coalesce(max(id), 0) FROM events)) "
-        "WHERE name = 'events'"
-    )
-
-
 def _end(db: Connection, number: int, before: int | None) -> Changes | None:
     # What may be with Loops already is not sent again for a row that is gone.
     db.execute(
@@ -302,13 +287,11 @@ def _end(db: Connection, number: int, before: int | None) -> Changes | None:
         "DELETE FROM events WHERE pass < ? AND state IN ('pending', 'rejected')",
         (number,),
     ).rowcount
-    if number > 1:
-        _put_in_order(db)
     if before is None:
         return None
     query = "SELECT count(*) FROM events WHERE pass < ?"
     ((sent_before,),) = db.execute(query, (number,))
-    query = "SELECT file, line FROM events WHERE first_pass > ? ORDER BY place LIMIT 5"
+    query = "SELECT file, line FROM events WHERE first_pass > ? ORDER BY id LIMIT 5"
     where = tuple(f"{file}:{line}" for file, line in db.execute(query, (before,)))
     query = "SELECT count(*) FROM events WHERE first_pass > ?"
     ((new,),) = db.execute(query, (before,))

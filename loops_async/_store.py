@@ -61,7 +61,7 @@ class Format:
     application: int
     version: int
     schema: tuple[str, ...]
-    checkpoint: int = 1000
+    checkpoint: int = 4000
 
 
 class Store:
