@@ -142,6 +142,7 @@ class Journal:
     """A file of events, and one owner's connection to it."""
 
     def __init__(self, path: Path, file_format: Format = OUTBOX) -> None:
+        self._loop = asyncio.get_running_loop()
         self._adding: list[_Adding] = []
         self._ids = Ids()
         gather = partial(_gather, self._adding, self._ids)
@@ -167,8 +168,7 @@ class Journal:
             Done when they are durable. Fails with an InvalidEventError if a
             key already stands for other bytes, or with a JournalError.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        done: asyncio.Future[None] = self._loop.create_future()
         self._adding.append((events, done, on_end))
         self._store.wake()
         return done

@@ -137,7 +137,10 @@ class OpenOutbox:
 
     async def add(self, new: list[New]) -> None:
         promised = len(new)
-        await self._room(promised)
+        if self._line or not self._fits(promised):
+            await self._room(promised)
+        else:
+            self._promised += promised
 
         def added(what: Added | None) -> None:
             self._promised -= promised
@@ -151,19 +154,16 @@ class OpenOutbox:
         await self.journal.add(new, added)
 
     async def _room(self, number: int) -> None:
-        """Promise so many events; waits while there are too many."""
-        if self._line or not self._fits(number):
-            turn = self.loop.create_future()
-            self._line.append((number, turn))
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if not turn.cancelled() and turn.exception() is None:
-                    self._promised -= number  # it was promised at this moment
-                self._change()
-                raise
-        else:
-            self._promised += number
+        """Wait until so many events are promised."""
+        turn = self.loop.create_future()
+        self._line.append((number, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and turn.exception() is None:
+                self._promised -= number  # it was promised at this moment
+            self._change()
+            raise
 
     def _fits(self, number: int) -> bool:
         return self.pending + self._promised + number <= self._capacity

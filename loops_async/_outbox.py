@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
 from ._events import Event
-from ._journal import Failure, Journal
+from ._journal import Failure, Journal, New
 from ._open_outbox import OpenOutbox, OutboxStats
 from ._settings import checked_count, checked_seconds
 from .errors import ClientClosedError, ConfigurationError, JournalError
@@ -110,7 +110,8 @@ class Outbox:
             JournalError: if it cannot be stored.
             ClientClosedError: if the outbox is not open.
         """
-        await self.put_many((event,))
+        opened = self._here()
+        await opened.add([self._new(event, "event")])
 
     async def put_many(self, events: Iterable[Event]) -> None:
         """Store all of them or none; as `put`.
@@ -123,17 +124,17 @@ class Outbox:
             LoopsError: as `put`.
         """
         opened = self._here()
-        new = []
-        for index, event in enumerate(events):
-            if not isinstance(event, Event):
-                kind = type(event).__name__
-                raise TypeError(f"events[{index}] must be an Event, not {kind}")
-            body = self._client._prepared(event)
-            new.append((event.idempotency_key, body, event.email, event.user_id))
+        new = [self._new(event, f"events[{n}]") for n, event in enumerate(events)]
         if len(new) > self._capacity:
             text = f"{len(new):,} events at once are more than the capacity"
             raise ValueError(f"{text} of {self._capacity:,}")
         await opened.add(new)
+
+    def _new(self, event: Event, where: str) -> New:
+        if not isinstance(event, Event):
+            raise TypeError(f"{where} must be an Event, not {type(event).__name__}")
+        body = self._client._prepared(event)
+        return event.idempotency_key, body, event.email, event.user_id
 
     async def flush(self, timeout: float | None = None) -> int:
         """Wait until all that is pending has ended.
