@@ -215,12 +215,16 @@ class Delivery:
 
     def _goes_at_once(self, bulk: bool) -> bool:
         """Take a permit and a slot if nothing at all has to be waited for."""
-        if not self._gate.is_open or self._closing or not self.has_room():
+        slots = self._slots
+        if (
+            not self._gate.is_open
+            or self._closing
+            or (slots is not None and not slots.free)
+            or (self._limiter is not None and not self._limiter.try_acquire(bulk=bulk))
+        ):
             return False
-        if self._limiter is not None and not self._limiter.try_acquire(bulk=bulk):
-            return False
-        if self._slots is not None:
-            self._slots.free -= 1
+        if slots is not None:
+            slots.free -= 1
         return True
 
     async def _admitted(self, tried: Tried, lane: Lane | None) -> int:

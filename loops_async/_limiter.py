@@ -193,7 +193,9 @@ class RateLimiter:
             credit = self._credit.now if answered else 0.0
             due = now + self.period - credit
             # In order, so that taking them back is cheap; late is lawful.
-            self._due.append(max(due, self._due[-1]) if self._due else due)
+            if self._due and self._due[-1] > due:
+                due = self._due[-1]
+            self._due.append(due)
             if self._single or self._bulk:
                 self._serve()
 
