@@ -49,11 +49,11 @@ def file_system(place: Path) -> str:
     mounts = Path("/proc/mounts")
     if not mounts.exists():
         return "an unknown file system"
-    known = (line.split()[:3] for line in mounts.read_text().splitlines())
-    at = {Path(mounted): (kind, device) for device, mounted, kind in known}
+    known = (line.split()[1:3] for line in mounts.read_text().splitlines())
+    at = {Path(mounted): kind for mounted, kind in known}
     whole = place.resolve()
-    kind, device = next(at[path] for path in (whole, *whole.parents) if path in at)
-    return f"in memory, {kind}" if kind in ("tmpfs", "ramfs") else f"{kind}, {device}"
+    kind = next(at[path] for path in (whole, *whole.parents) if path in at)
+    return f"in memory, {kind}" if kind in ("tmpfs", "ramfs") else kind
 
 
 def generate(path: Path, rows: int) -> None:
