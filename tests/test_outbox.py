@@ -5,6 +5,7 @@ import gc
 import math
 import os
 import sqlite3
+import statistics
 import sys
 import warnings
 from collections import Counter
@@ -554,6 +555,61 @@ def test_a_refused_key_pauses_the_sending_until_it_works(
             assert sorted(numbers(sandbox)) == [*range(20)]
 
     run(main())
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("how", ["down", "key refused"])
+def test_a_minute_in_which_nothing_can_be_sent(
+    path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20 events are put every 0.1 s, before it, meanwhile and after it."""
+
+    async def put(outbox: Outbox, seconds: float, given: list[Event]) -> float:
+        """Return the median milliseconds that 20 puts took."""
+        loop = asyncio.get_running_loop()
+        end, took = loop.time() + seconds, []
+        while (began := loop.time()) < end:
+            batch = [Event("e", email=f"u{n}@b.co") for n in range(20)]
+            await asyncio.gather(*map(outbox.put, batch))
+            given.extend(batch)
+            took.append(loop.time() - began)
+            await asyncio.sleep(began + 0.1 - loop.time())
+        return statistics.median(took) * 1000
+
+    async def main() -> str:
+        given: list[Event] = []
+        async with sandbox_of(api_key="key") as sandbox:
+            async with opened(path, sandbox, api_key="key") as outbox:
+                before = await put(outbox, 5.0, given)
+                if how == "down":
+                    sandbox.down()
+                else:
+                    sandbox.api_key = "another"
+                meanwhile = await put(outbox, 60.0, given)
+                assert outbox.stats().pending > 10_000
+                assert (outbox.stats().paused is None) == (how == "down")
+                sandbox.down(False)
+                sandbox.api_key = "key"
+                await put(outbox, 5.0, given)
+                began = asyncio.get_running_loop().time()
+                assert await outbox.flush() == 0
+                took = asyncio.get_running_loop().time() - began
+            sent = [(one.email, one.idempotency_key) for one in sandbox.events]
+        assert len(sent) == len(given)
+        for contact in {one.email for one in given}:
+            keys = [key for email, key in sent if email == contact]
+            assert keys == [
+                one.idempotency_key for one in given if one.email == contact
+            ]
+        return (
+            f"{how} for 60 s: {len(given):,} events put, all sent {took:.0f} s after "
+            f"it; 20 puts took {before:.1f} ms before it, {meanwhile:.1f} ms meanwhile"
+        )
+
+    figures = run(main(), limit=230.0)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{figures}\n")
 
 
 @pytest.mark.usefixtures("hasty")
