@@ -40,6 +40,7 @@ FilePath: TypeAlias = str | os.PathLike[str]
 
 _BATCH: Final = 500  # rows between two turns of the event loop
 _LOOK_AHEAD: Final = 100_000  # rows in memory, while their contacts have to wait
+_UNREAD: Final = "it was told to stop before all rows were read"
 _USED: Final = 0.95  # of the rate limit, at usual round trips
 
 
@@ -233,7 +234,10 @@ class Backfill:
             try:
                 facts = await book.facts()
                 if facts.get("mark") == mark:
-                    to_send = (await book.tally(facts["passes"])).get(PENDING, 0)
+                    tally = await book.tally(facts["passes"])
+                    to_send = tally.get(PENDING, 0)
+                    if self._resend_unknown:
+                        to_send += tally.get(UNKNOWN, 0)
             finally:
                 await book.close()
         return self._preview(seen.summary(), to_send, None)
@@ -286,23 +290,26 @@ class Backfill:
             The number of the pass that read them, and whether they may.
         """
         facts = await book.facts()
-        number, agreed = facts.get("passes", 0), facts.get("agreed", False)
+        number, agreed_to = facts.get("passes", 0), facts.get("agreed")
         summary: dict[str, Any] = facts.get("summary", {})
         told = facts.get("changes")  # to who did not agree
         changes = None if told is None else Changes(**told)
         if self.stopping:
-            return number, agreed
+            self._stopped_by = NotTriedError(_UNREAD)
+            return number, False
         if facts.get("mark") != mark:
             number += 1
             run = facts.get("run", path_text(self.journal.resolve()))
             await book.note(run=run, passes=number, mark=None)
             summary = await self._read(book, run, number)
             if self.stopping:
-                return number, agreed
-            changes = await book.end(number, facts.get("complete"))
-            agreed = agreed and (changes is None or not changes.new)
+                self._stopped_by = NotTriedError(_UNREAD)
+                return number, False
+            changes = await book.end(number, agreed_to)
+            if changes is not None and not changes.new:
+                agreed_to = number
             told = None if changes is None else attrs.asdict(changes)
-            await book.note(changes=told, summary=summary, agreed=agreed)
+            await book.note(changes=told, summary=summary, agreed=agreed_to)
             await book.note(mark=mark, complete=number)
             self._entered = True
         if self._resend_unknown:
@@ -310,12 +317,13 @@ class Backfill:
         tally = await book.tally(number)
         if self._too_many(tally):
             return number, False
-        if tally.get(PENDING) and not agreed:
-            agreed = await self._agrees(self._preview(summary, tally[PENDING], changes))
-            await book.note(agreed=agreed)
-            if not agreed:
+        if tally.get(PENDING) and agreed_to != number:
+            preview = self._preview(summary, tally[PENDING], changes)
+            if not await self._agrees(preview):
                 self._stopped_by = NotTriedError("it was not confirmed")
-        return number, agreed
+                return number, False
+            await book.note(agreed=number)
+        return number, True
 
     async def _read(self, book: Book, run: str, number: int) -> dict[str, Any]:
         """Check and enter every row; return a summary."""
@@ -384,31 +392,39 @@ class Backfill:
     async def _report(self, book: Book, number: int, began: float) -> BackfillReport:
         parts = _parts(await book.tally(number))
         bad = parts[INVALID] + parts[REJECTED]
+        rejects = None
         try:
-            await self._keep_rejects(book, number, bad)
+            if await self._keep_rejects(book, number, bad):
+                rejects = self.rejects
         except OSError as error:
             msg = f"{path_text(self.rejects)} cannot be written: {error.strerror}"
             self._stopped_by = self._stopped_by or ConfigurationError(msg)
-            bad = 0
         return BackfillReport(
             **parts,
             stopped_by=self._stopped_by,
             journal=self.journal,
-            rejects=self.rejects if bad else None,
+            rejects=rejects,
             elapsed=time.monotonic() - began,
         )
 
-    async def _keep_rejects(self, book: Book, number: int, bad: int) -> None:
-        """See to it that the file says what the journal does."""
+    async def _keep_rejects(self, book: Book, number: int, bad: int) -> bool:
+        """See to it that the file says what the journal does.
+
+        Returns:
+            Whether there is anything in it.
+        """
         facts = await book.facts()
         written = facts.get("rejects")
-        if facts.get("complete") != number or [number, bad] == written:
-            return  # half a pass says nothing; and it may have been mended meanwhile
+        if facts.get("complete") != number:
+            return False  # half a pass says nothing
+        if [number, bad] == written:
+            return True  # it may have been mended meanwhile
         if bad:
             await self._write_rejects(book)
         elif written is not None:  # or it would be sent, and the mended rows too
             self.rejects.unlink(missing_ok=True)
         await book.note(rejects=[number, bad] if bad else None)
+        return bad > 0
 
     async def _write_rejects(self, book: Book) -> None:
         """Write the file anew, for its owner's eyes only, or leave it as it was."""

@@ -31,25 +31,25 @@ BACKFILL: Final = Format(
         "ALTER TABLE events ADD COLUMN line INTEGER",
         "ALTER TABLE events ADD COLUMN first_pass INTEGER",
         "ALTER TABLE events ADD COLUMN pass INTEGER",
+        "ALTER TABLE events ADD COLUMN doubted INTEGER NOT NULL DEFAULT 0",
         FAILED,
         "CREATE TABLE invalid (file TEXT, line INTEGER, error TEXT, record TEXT)",
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT)",
     ),
     checkpoint=10_000,  # for a million keys in no order
 )
+_NEVER_SENT: Final = "state = 'pending' AND ambiguous_since IS NULL AND NOT doubted"
 # What was never sent comes where it is read now.
 _UPSERT: Final = (
     "INSERT INTO events "
     "(id, key, body, email, user_id, file, line, pass, first_pass, at) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
-    "id = CASE WHEN state = 'pending' AND ambiguous_since IS NULL "
-    "THEN excluded.id ELSE id END, "
+    f"id = CASE WHEN {_NEVER_SENT} THEN excluded.id ELSE id END, "
     "file = excluded.file, line = excluded.line, pass = excluded.pass "
     "WHERE events.pass < excluded.pass AND events.body = excluded.body"
 )
 _MENDED: Final = (
-    "DELETE FROM events WHERE key = ? AND pass < ? AND body != ? "
-    "AND state = 'pending' AND ambiguous_since IS NULL"
+    f"DELETE FROM events WHERE key = ? AND pass < ? AND body != ? AND {_NEVER_SENT}"
 )
 
 
@@ -186,7 +186,7 @@ class Book(Journal):
 
         Args:
             number: Of the pass.
-            before: The last one that came to its end, if one did.
+            before: The last one that was agreed to, if one was.
 
         Returns:
             What is different since then.
@@ -209,7 +209,7 @@ class Book(Journal):
         def work(db: Connection) -> None:
             db.execute(
                 "UPDATE events SET state = 'pending', attempts = 0, "
-                "ambiguous_since = NULL, error = NULL "
+                "ambiguous_since = NULL, doubted = 1, error = NULL "
                 "WHERE state = 'unknown' AND pass = ?",
                 (number,),
             )
@@ -280,7 +280,7 @@ def _end(db: Connection, number: int, before: int | None) -> Changes | None:
     # What may be with Loops already is not sent again for a row that is gone.
     db.execute(
         "UPDATE events SET state = 'unknown', error = 'no longer in the input' "
-        "WHERE pass < ? AND state = 'pending' AND ambiguous_since IS NOT NULL",
+        f"WHERE pass < ? AND state = 'pending' AND NOT ({_NEVER_SENT})",
         (number,),
     )
     dropped = db.execute(

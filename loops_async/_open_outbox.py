@@ -6,7 +6,7 @@ import math
 import os
 import time
 import uuid
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -93,7 +93,7 @@ class OpenOutbox:
         self._counts = dict.fromkeys((PENDING, REJECTED, UNKNOWN, *_TAKEN), 0)
         self._promised = 0  # events on their way to the disk
         # Who waits for room, first come first served, and for how many.
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._line: OrderedDict[asyncio.Future[None], int] = OrderedDict()
         self._paused: str | None = None
         self._pause = _FIRST_PAUSE
         self._changed = asyncio.Event()
@@ -156,12 +156,13 @@ class OpenOutbox:
     async def _room(self, number: int) -> None:
         """Wait until so many events are promised."""
         turn = self.loop.create_future()
-        self._line.append((number, turn))
+        self._line[turn] = number
         try:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled() and turn.exception() is None:
                 self._promised -= number  # it was promised at this moment
+            self._line.pop(turn, None)
             self._change()
             raise
 
@@ -171,13 +172,13 @@ class OpenOutbox:
     def _change(self) -> None:
         """Let in who has waited longest, as far as there is room; tell others."""
         while self._line:
-            number, turn = self._line[0]
+            turn, number = next(iter(self._line.items()))
             if not turn.done():  # else it gave up
                 if not self._fits(number):
                     break
                 self._promised += number
                 turn.set_result(None)
-            self._line.popleft()
+            del self._line[turn]
         self._changed.set()
 
     async def flush(self, timeout: float | None) -> int:
@@ -189,18 +190,24 @@ class OpenOutbox:
         return self.pending
 
     async def retry(self, keys: Iterable[str] | None) -> int:
-        number = await self.journal.again(keys, lambda: str(uuid.uuid4()))
-        await self._count()
-        self._drain.wake()
-        return number
+        return await self._counted(self.journal.again(keys, lambda: str(uuid.uuid4())))
 
     async def forget(self, keys: Iterable[str]) -> int:
-        number = await self.journal.forget(keys)
-        await self._count()
-        return number
+        return await self._counted(self.journal.forget(keys))
+
+    async def _counted(self, change: "asyncio.Future[int]") -> int:
+        """Wait for a change, and count anew though nobody may wait any more."""
+
+        async def counted() -> int:
+            number = await change
+            await self._count()
+            self._drain.wake()
+            return number
+
+        return await asyncio.shield(counted())
 
     async def close(self, grace: float) -> None:
-        for _, turn in self._line:
+        for turn in self._line:
             if not turn.done():
                 text = "the outbox was closed before there was room"
                 turn.set_exception(ClientClosedError(text))
@@ -209,10 +216,12 @@ class OpenOutbox:
             await self.flush(grace)
         finally:
             self._task.cancel()
-            await asyncio.wait([self._task])
-            await self.journal.close()
-            self._closed = True
-            self._changed.set()  # who waits for the rest need not any more
+            try:
+                await asyncio.wait([self._task])
+            finally:
+                await self.journal.close()
+                self._closed = True
+                self._changed.set()  # who waits for the rest need not any more
 
     async def _send(self) -> None:
         while True:

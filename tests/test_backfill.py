@@ -588,6 +588,10 @@ def test_what_was_sent_is_not_sent_again_for_being_read_in_another_way(
         for _ in range(2):
             with pytest.raises(ConfigurationError, match="would be sent twice"):
                 await send(path, sandbox, reading=NUMBERS)
+        with path.open("a") as file:
+            file.write("\n")  # an edit that changes nothing
+        with pytest.raises(ConfigurationError, match="would be sent twice"):
+            await send(path, sandbox, reading=NUMBERS)
         report = await send(path, sandbox, reading=Reading())
         assert parts(report) == {"rows": 2, "accepted": 2}
         assert sandbox.counts.requests == 2
@@ -922,6 +926,27 @@ def test_what_is_unknown_is_sent_again_only_when_told(tmp_path: Path, age: int) 
     with_sandbox(use)
 
 
+def test_what_was_to_be_sent_again_may_be_with_loops_all_the_same(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path / "events.csv", [row(1)])
+
+    async def use(sandbox: Sandbox) -> None:
+        await send(path, sandbox)
+        edit(path, "UPDATE events SET state = 'unknown'")
+        async with client_of(sandbox) as client:
+            job = Backfill(path, client, reading=NUMBERS, resend_unknown=True)
+            assert (await job.check()).to_send == 1
+            job.on_progress = lambda _: job.stop()
+            assert (await job.run()).pending == 1
+        write(path, [row(1, number="1.5")])
+        with pytest.raises(ConfigurationError, match="would be sent twice"):
+            await send(path, sandbox)
+        assert numbers(sandbox) == [1]
+
+    with_sandbox(use)
+
+
 def test_a_refused_key_stops_it_and_with_the_right_one_it_goes_on(
     tmp_path: Path,
 ) -> None:
@@ -1015,7 +1040,7 @@ def test_stopped_before_it_sends_it_sends_nothing(tmp_path: Path, when: str) -> 
                 job.on_progress = lambda _: job.stop()
             report = await job.run()
         assert report.pending == report.rows == (500 if when == "read" else 3)
-        assert report.stopped_by is None
+        assert isinstance(report.stopped_by, NotTriedError) == (when == "read")
         assert not sandbox.requests
         write(path, map(row, range(3)))
         await send(path, sandbox)

@@ -310,6 +310,8 @@ def test_who_waits_for_room_is_let_in_in_turn(path: Path) -> None:
                 await asyncio.sleep(0.02)
                 assert later == []  # there is room for one, but many were first
                 tasks[0].cancel()
+                await asyncio.sleep(0)
+                assert len(outbox._open._line) == 3
                 sandbox.down(False)
                 await asyncio.gather(*tasks, return_exceptions=True)
                 assert tasks[0].cancelled()
@@ -324,9 +326,11 @@ def test_who_gives_up_with_room_in_sight_leaves_it_to_the_next(path: Path) -> No
     async def main() -> None:
         async with waiting(path, capacity=2) as outbox:
             await outbox.put_many(events(2))
+            gone = asyncio.create_task(outbox.put(events(1)[0]))
             first = asyncio.create_task(outbox.put(events(1)[0]))
             second = asyncio.create_task(outbox.put(events(1)[0]))
             await asyncio.sleep(0)
+            gone.cancel()
             outbox._open._ended(None, "accepted")
             first.cancel()  # in the moment in which it was let in
             with pytest.raises(asyncio.CancelledError):
@@ -910,6 +914,47 @@ def test_what_is_under_way_when_it_closes_is_sent_again_under_its_key(
             assert stats.duplicates == taken == 10
             assert stats.accepted == 10
         assert Counter(numbers(sandbox)) == Counter(range(20))
+
+    run(main())
+
+
+def test_a_retry_or_a_closing_that_is_cancelled_leaves_the_books_right(
+    path: Path,
+) -> None:
+    says = [reply(400, _BAD)]
+
+    async def as_told(connection: Connection) -> None:
+        while await connection.request() is not None:
+            if not says:
+                await connection.until_closed()
+                return
+            await connection.send(says[0])
+
+    async def cancelled(task: asyncio.Task[Any], turns: int) -> None:
+        for _ in range(2):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def main() -> None:
+        async with Server(as_told) as server, client_of(server.url) as client:
+            outbox = await Outbox(path, client).__aenter__()
+            await outbox.put(events(1)[0])
+            await outbox.flush()
+            says[:] = [reply()]
+            await cancelled(asyncio.create_task(outbox.retry()), 1)
+            await until(lambda: outbox.stats().accepted)
+            assert await outbox.flush() == 0
+            assert (outbox.stats().pending, outbox.stats().rejected) == (0, 0)
+            says.clear()
+            await outbox.put(events(1)[0])
+            await server.arrived(3)
+            await cancelled(asyncio.create_task(outbox.aclose()), 2)
+            async with Outbox(path, client) as again:
+                assert again.stats().pending == 1
+                await again.aclose(0.0)
 
     run(main())
 

@@ -314,11 +314,8 @@ def _show_changes(changes: Changes, console: Console) -> None:
     where = ", ".join(changes.first_new) + (
         ", ..." if changes.new > len(changes.first_new) else ""
     )
-    if changes.new:
-        new = _show.count(changes.new, "row")
-        console.print(
-            f"  {new} new, or mended: {_show.printable(where)}", soft_wrap=True
-        )
+    new = _show.count(changes.new, "row")
+    console.print(f"  {new} new, or mended: {_show.printable(where)}", soft_wrap=True)
     if changes.dropped:
         gone = _show.count(changes.dropped, "row")
         console.print(f"  {gone} gone, and not sent; nor will they be")
