@@ -381,6 +381,26 @@ def test_a_file_is_made_where_there_are_no_links(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_who_makes_a_file_too_late_opens_the_other(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def too_late(new: Path, to: Path) -> None:
+        link(new, to)  # somebody else's
+        link(new, to)
+
+    monkeypatch.setattr(os, "link", too_late)
+
+    async def main() -> None:
+        async with opened(path) as store:
+            await store.do(adds("a"))
+
+    run(main())
+    assert lines(path) == ["a"]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_those_who_open_a_file_at_once_are_one_owner_and_the_others(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
