@@ -229,17 +229,13 @@ class Backfill:
         to_send = seen.rows - seen.invalid
         if self.journal.exists():
             mark = await asyncio.to_thread(self._mark)
-            book = Book(self.journal)
-            await book.open()
-            try:
+            async with Book(self.journal) as book:
                 facts = await book.facts()
-                if facts.get("mark") == mark:
-                    tally = await book.tally(facts["passes"])
-                    to_send = tally.get(PENDING, 0)
-                    if self._resend_unknown:
-                        to_send += tally.get(UNKNOWN, 0)
-            finally:
-                await book.close()
+                tally = await book.tally(facts.get("passes", 0))
+            if facts.get("mark") == mark:
+                to_send = tally.get(PENDING, 0)
+                if self._resend_unknown:
+                    to_send += tally.get(UNKNOWN, 0)
         return self._preview(seen.summary(), to_send, None)
 
     async def run(self) -> BackfillReport:
@@ -263,9 +259,9 @@ class Backfill:
         book = Book(self.journal)
         await book.open()
         try:
-            number, agreed = await self._enter(book, mark)
-            if agreed and not self.stopping:
-                await self._send(book, number)
+            number, tally = await self._enter(book, mark)
+            if tally is not None and not self.stopping:
+                await self._send(book, tally)
             return await self._report(book, number, began)
         finally:
             await book.close()
@@ -283,11 +279,14 @@ class Backfill:
         while batch := list(islice(items, _BATCH)):
             yield batch
 
-    async def _enter(self, book: Book, mark: object) -> tuple[int, bool]:
+    async def _enter(
+        self, book: Book, mark: object
+    ) -> tuple[int, dict[str, int] | None]:
         """See to it that all rows are in the journal, and may be sent.
 
         Returns:
-            The number of the pass that read them, and whether they may.
+            The number of the pass that read them, and how many rows it has by
+            state; None if they may not be sent.
         """
         facts = await book.facts()
         number, agreed_to = facts.get("passes", 0), facts.get("agreed")
@@ -296,7 +295,7 @@ class Backfill:
         changes = None if told is None else Changes(**told)
         if self.stopping:
             self._stopped_by = NotTriedError(_UNREAD)
-            return number, False
+            return number, None
         if facts.get("mark") != mark:
             number += 1
             run = facts.get("run", path_text(self.journal.resolve()))
@@ -304,7 +303,7 @@ class Backfill:
             summary = await self._read(book, run, number)
             if self.stopping:
                 self._stopped_by = NotTriedError(_UNREAD)
-                return number, False
+                return number, None
             changes = await book.end(number, agreed_to)
             if changes is not None and not changes.new:
                 agreed_to = number
@@ -316,14 +315,14 @@ class Backfill:
             await book.send_unknown(number)
         tally = await book.tally(number)
         if self._too_many(tally):
-            return number, False
+            return number, None
         if tally.get(PENDING) and agreed_to != number:
             preview = self._preview(summary, tally[PENDING], changes)
             if not await self._agrees(preview):
                 self._stopped_by = NotTriedError("it was not confirmed")
-                return number, False
+                return number, None
             await book.note(agreed=number)
-        return number, True
+        return number, tally
 
     async def _read(self, book: Book, run: str, number: int) -> dict[str, Any]:
         """Check and enter every row; return a summary."""
@@ -357,8 +356,7 @@ class Backfill:
         answer = self.confirm(preview)
         return bool(await answer if isawaitable(answer) else answer)
 
-    async def _send(self, book: Book, number: int) -> None:
-        tally = await book.tally(number)
+    async def _send(self, book: Book, tally: dict[str, int]) -> None:
         self._tell(tally)
         if not tally.get(PENDING) or self.stopping:  # maybe it was told just now
             return

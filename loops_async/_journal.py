@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias
 
 import attrs
 
 from ._store import Connection, Format, Store
+from ._values import idempotency_key
 from .errors import InvalidEventError
 
 PENDING: Final = "pending"
@@ -110,6 +112,8 @@ class Failure:
     at: float
 
 
+_NEW_KEY: Final = partial(idempotency_key, None)
+
 New: TypeAlias = tuple[str, bytes, str | None, str | None]
 """Key, body, email and user ID."""
 Added: TypeAlias = tuple[int, int]
@@ -173,6 +177,18 @@ class Journal:
         self._store.wake()
         return done
 
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
     async def close(self) -> None:
         """Do what was asked for, and close the file."""
         _gather(self._adding, self._ids, self._store)
@@ -233,7 +249,9 @@ class Journal:
         )
 
     def again(
-        self, keys: Iterable[str] | None, new_key: Callable[[], str]
+        self,
+        keys: Iterable[str] | None,
+        new_key: Callable[[], str] = _NEW_KEY,
     ) -> "asyncio.Future[int]":
         """Let rejected and unknown events be sent after all that is pending.
 

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -190,7 +189,7 @@ class OpenOutbox:
         return self.pending
 
     async def retry(self, keys: Iterable[str] | None) -> int:
-        return await self._counted(self.journal.again(keys, lambda: str(uuid.uuid4())))
+        return await self._counted(self.journal.again(keys))
 
     async def forget(self, keys: Iterable[str]) -> int:
         return await self._counted(self.journal.forget(keys))

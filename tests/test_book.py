@@ -19,12 +19,8 @@ Use = Callable[[Book], Awaitable[Any]]
 
 def with_book(path: Path, use: Use) -> Any:
     async def main() -> Any:
-        book = Book(path)
-        await book.open()
-        try:
+        async with Book(path) as book:
             return await use(book)
-        finally:
-            await book.close()
 
     return servers.run(main())
 

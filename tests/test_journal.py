@@ -1,8 +1,6 @@
 """The journal: what becomes of its rows, work by work."""
 
 import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "events.db"
 
 
-@asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[Journal]:
-    journal = Journal(path)
-    await journal.open()
-    try:
-        yield journal
-    finally:
-        await journal.close()
-
-
 async def add(journal: Journal, events: list[New]) -> Any:
     """Return how many were new, and how many had been rejected."""
     ends: list[Any] = []
@@ -58,7 +46,7 @@ async def given_up(journal: Journal, count: int) -> list[Row]:
 
 def test_what_is_added_is_pending_in_order(path: Path) -> None:
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             assert await journal.oldest() is None
             assert await add(journal, new(5)) == (5, 0)
             assert await add(journal, new(7)) == (2, 0)
@@ -78,7 +66,7 @@ def test_what_is_added_is_pending_in_order(path: Path) -> None:
 
 def test_events_are_added_all_or_none_and_whoever_else_commits(path: Path) -> None:
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             await add(journal, new(1))
             wrong = [*new(2, first=10), ("k0", b"{}", None, "u")]
             ends: list[Any] = []
@@ -97,7 +85,7 @@ def test_events_are_added_all_or_none_and_whoever_else_commits(path: Path) -> No
 
 def test_a_row_is_stamped_tried_and_ended(path: Path) -> None:
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             await add(journal, new(4))
             one, two, three, four = await journal.pending(0, 9)
             one.ambiguous_since = 5.0
@@ -121,7 +109,7 @@ def test_a_row_is_stamped_tried_and_ended(path: Path) -> None:
 
 def test_failures_are_listed_page_by_page(path: Path) -> None:
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             await given_up(journal, 5)
             await add(journal, new(2, first=10))
             first = await journal.failures(0, 3)
@@ -156,7 +144,7 @@ def test_failures_are_pending_again_behind_the_others(
     path: Path, keys: Any, expected: list[str]
 ) -> None:
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             await given_up(journal, 4)
             await add(journal, new(1, first=9))
             number = itertools.count()
@@ -184,7 +172,7 @@ def test_failures_are_pending_again_behind_the_others(
 
 def test_a_rejected_event_that_is_added_again_is_pending_again(path: Path) -> None:
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             await given_up(journal, 4)
             assert await add(journal, [*new(5), *new(1)]) == (1, 2)
             pending = await journal.pending(0, 9)
@@ -206,7 +194,7 @@ def test_failures_and_nothing_else_can_be_forgotten(
     path: Path, keys: Any, left: set[str]
 ) -> None:
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             await given_up(journal, 4)
             await add(journal, new(1, first=9))
             assert await journal.forget(keys) == 5 - len(left)
@@ -219,7 +207,7 @@ def test_ids_are_never_used_twice(path: Path) -> None:
     """Or what is read page by page could miss a row."""
 
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             await add(journal, new(3))
             last = (await journal.pending(0, 9))[-1]
             await journal.gone(last)
@@ -232,7 +220,7 @@ def test_ids_are_never_used_twice(path: Path) -> None:
 
 def test_who_gave_up_waiting_does_not_keep_the_result_from_others(path: Path) -> None:
     async def main() -> None:
-        async with opened(path) as journal:
+        async with Journal(path) as journal:
             await add(journal, new(1))
             ends: list[Any] = []
             for events in ([("k0", b"{}", None, "u")], new(3)):

@@ -3,10 +3,8 @@
 import asyncio
 import json
 import time
-import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -120,7 +118,7 @@ def retry(path: Path, *, keys: tuple[str, ...], every: bool) -> None:
     _check_choice(keys, every=every)
 
     async def do(journal: Journal) -> int:
-        return await journal.again(keys or None, lambda: str(uuid.uuid4()))
+        return await journal.again(keys or None)
 
     _told(_with(path, do), len(keys), "pending again")
 
@@ -217,7 +215,7 @@ class _Draining:
         bar.note = lambda: STOPPING if self._stopping else how_it_stands(client.stats)
         ends: Counter[str] = Counter()
 
-        async with client, _opened(self._path) as journal, bar:
+        async with client, Journal(self._path) as journal, bar:
             total = (await journal.counts()).get(PENDING, 0)
 
             def ended(_: Row, state: str) -> None:
@@ -278,17 +276,7 @@ def _with(
     path: Path, work: Callable[[Journal], Awaitable[_T]], *, as_json: bool = False
 ) -> _T:
     async def main() -> _T:
-        async with _opened(path) as journal:
+        async with Journal(path) as journal:
             return await work(journal)
 
     return _ending.run(main(), as_json=as_json)
-
-
-@asynccontextmanager
-async def _opened(path: Path) -> AsyncIterator[Journal]:
-    journal = Journal(path)
-    await journal.open()
-    try:
-        yield journal
-    finally:
-        await journal.close()
