@@ -21,7 +21,8 @@ from typing import Any
 import attrs
 import outboxes
 import pytest
-from backfills import Elsewhere, json_lines, row, write
+from backfills import json_lines, row, write
+from elsewhere import Elsewhere
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="there are no signals to kill with"

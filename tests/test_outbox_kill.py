@@ -10,14 +10,13 @@ import random
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import outboxes
 import pytest
-import servers
+from elsewhere import Elsewhere
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="there are no signals to kill with"
@@ -38,34 +37,11 @@ FAULTS = {
 }
 
 
-class Elsewhere:
-    """A sandbox in another process."""
-
-    def __init__(self, **settings: Any) -> None:
-        command = [sys.executable, servers.__file__, json.dumps(settings)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert self._process.stdout is not None
-        told = json.loads(self._process.stdout.readline())
-        self.url, self.key = told["url"], told["api_key"]
-
-    def look(self, view: str) -> Any:
-        address = f"{self.url.removesuffix('/api')}/_sandbox/{view}"
-        with urllib.request.urlopen(address) as answer:
-            return json.load(answer)
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
 def kill_and_check(path: Path, kills: int, seed: int) -> str:
     """Kill so many times, let the last one end, and check the books."""
     dice = random.Random(seed)
     journal, told = path / "events.db", path / "acknowledged"
-    sandbox = Elsewhere(rate_limit=None, seed=seed, faults=FAULTS)
-    try:
+    with Elsewhere(rate_limit=None, seed=seed, faults=FAULTS) as sandbox:
         killed_at = []
         for run in range(kills):
             process = start(journal, told, sandbox, run, producers=50)
@@ -85,8 +61,6 @@ def kill_and_check(path: Path, kills: int, seed: int) -> str:
         assert b"Traceback" not in complaint
         accepted = sandbox.look("state")["events"]
         counts = sandbox.look("counts")
-    finally:
-        sandbox.end()
 
     promised = [json.loads(line) for line in told.read_text().splitlines()]
     assert len(set(killed_at)) >= kills // 2

@@ -364,33 +364,22 @@ def test_a_database_of_nothing_is_refused(path: Path) -> None:
     assert "is not" in str(run(refusal(path)))
 
 
-def test_a_file_is_made_where_there_are_no_links(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def link(*_: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+def no_link(*_: object) -> None:
+    """As where there are no links."""
+    raise PermissionError(errno.EPERM, "Operation not permitted")
 
+
+def late_link(new: Path, to: Path, link: Any = os.link) -> None:
+    """As if somebody else had just made it."""
+    link(new, to)
+    link(new, to)
+
+
+@pytest.mark.parametrize("link", [no_link, late_link])
+def test_a_file_is_made_without_links_or_by_somebody_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch, link: Any
+) -> None:
     monkeypatch.setattr(os, "link", link)
-
-    async def main() -> None:
-        async with opened(path) as store:
-            await store.do(adds("a"))
-
-    run(main())
-    assert lines(path) == ["a"]
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-
-
-def test_who_makes_a_file_too_late_opens_the_other(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    link = os.link
-
-    def too_late(new: Path, to: Path) -> None:
-        link(new, to)  # somebody else's
-        link(new, to)
-
-    monkeypatch.setattr(os, "link", too_late)
 
     async def main() -> None:
         async with opened(path) as store:

@@ -77,13 +77,19 @@ def flat(text: str) -> str:
 @contextmanager
 def interrupted_when(condition: Callable[[], object], number: int) -> Iterator[None]:
     """Send this process a signal, once, when the condition holds."""
+    with when(condition, lambda: os.kill(os.getpid(), number)):
+        yield
 
+
+@contextmanager
+def when(condition: Callable[[], object], do: Callable[[], object]) -> Iterator[None]:
+    """Do something, once, as soon as the condition holds."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.005):
             if condition():
-                os.kill(os.getpid(), number)
+                do()
                 return
 
     thread = threading.Thread(target=watch)

@@ -37,6 +37,7 @@ from .support import (
     run,
     running,
     start,
+    when,
 )
 
 NUMBER = ("--type", "number=number")
@@ -760,26 +761,6 @@ def test_an_outage_is_waited_for_and_told(
     assert numbers(sandbox) == list(range(8))
     assert "0 of 8, 0.0/s" in result.stderr
     assert ", Loops does not answer: waiting\n" in result.stderr
-
-
-@contextmanager
-def when(condition: Callable[[], object], do: Callable[[], object]) -> Iterator[None]:
-    """Do something, once, as soon as the condition holds."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.005):
-            if condition():
-                do()
-                return
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def wait_until(condition: Callable[[], object]) -> None:
