@@ -48,7 +48,7 @@ from .errors import ClientClosedError, ConfigurationError, LoopsError
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-    from ._delivery import Delivery
+    from ._delivery import Carrier, Delivery
 
 
 class Stored(Sendable, Protocol):
@@ -143,8 +143,7 @@ class AsyncLoopsClient:
             self._limiter = _settings.limiter_for(
                 rate_limit, self._api_key, self._base_url
             )
-            # Takes a while, so not with the package and not in the first send.
-            from . import _delivery  # noqa: F401, PLC0415
+            self._prepare()
         self._retry = _settings.checked_type("retry", retry, RetryPolicy)
         self._on_attempt = _settings.checked_hook("on_attempt", on_attempt)
         self._session = session
@@ -633,7 +632,6 @@ class AsyncLoopsClient:
     async def _open(self) -> "Delivery":
         """Connect the client to the running event loop; does not wait."""
         from ._delivery import Delivery  # noqa: PLC0415
-        from ._transport import Transport  # noqa: PLC0415
 
         here = asyncio.get_running_loop()
         known = self._deliveries.get(here)
@@ -645,15 +643,8 @@ class AsyncLoopsClient:
                 gone = self._deliveries.pop(loop, None)
                 if gone is not None:
                     self._past.add(gone.counts)
-        if self._session is not None:
-            # There is no public way to ask a session for its loop.
-            elsewhere = getattr(self._session, "_loop", here) is not here
-            if elsewhere or self._session.closed:
-                msg = "the session passed in is closed, or of another event loop"
-                raise ConfigurationError(msg)
-        transport = Transport(self._session, **self._connections)
-        await transport.open()
-        self._latest = self._deliveries[transport.loop] = Delivery(
+        transport = await self._connect()
+        self._latest = self._deliveries[here] = Delivery(
             transport,
             api_key=self._api_key,
             limiter=self._limiter,
@@ -661,6 +652,25 @@ class AsyncLoopsClient:
             on_attempt=self._on_attempt,
         )
         return self._latest
+
+    def _prepare(self) -> None:
+        """Import what takes a while: not with the package, nor in the first send."""
+        from . import _delivery, _transport  # noqa: F401, PLC0415
+
+    async def _connect(self) -> "Carrier":
+        """Return what carries requests in the running event loop; does not wait."""
+        from ._transport import Transport  # noqa: PLC0415
+
+        if self._session is not None:
+            # There is no public way to ask a session for its loop.
+            here = asyncio.get_running_loop()
+            elsewhere = getattr(self._session, "_loop", here) is not here
+            if elsewhere or self._session.closed:
+                msg = "the session passed in is closed, or of another event loop"
+                raise ConfigurationError(msg)
+        transport = Transport(self._session, **self._connections)
+        await transport.open()
+        return transport
 
 
 _RECENT: Final = 10_000  # idempotency keys a stream remembers

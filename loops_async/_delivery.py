@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from inspect import isawaitable
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from ._cleaning import Cleaner, without_key
 from ._gate import OutageGate
@@ -15,7 +15,6 @@ from ._retry import MAX_RETRY_AFTER, Attempt, BulkTried, RetryPolicy, Tried
 from ._settings import KeySource, Secret, checked_key, hidden
 from ._slots import Slots
 from ._stats import Counts
-from ._transport import Transport
 from ._wire import Answer, Call, plainly_accepted, rate_limit, refusal
 from .errors import (
     APIError,
@@ -26,6 +25,7 @@ from .errors import (
     NotTriedError,
     RateLimitError,
     RequestTimeoutError,
+    TransportError,
 )
 
 _logger = logging.getLogger("loops_async")
@@ -35,12 +35,28 @@ Delivered: TypeAlias = tuple[Answer, int, float]
 """The answer that ended a call well, after how many attempts and seconds."""
 
 
+class Carrier(Protocol):
+    """What a `Transport` does; a test may have one without a network."""
+
+    loop: asyncio.AbstractEventLoop
+    max_connections: int
+
+    @property
+    def usable(self) -> bool: ...
+    @property
+    def in_flight(self) -> int: ...
+    async def exchange(
+        self, call: Call, secret: Secret, limit: float | None
+    ) -> Answer | TransportError: ...
+    async def close(self, grace: float) -> None: ...
+
+
 class Delivery:
     """Delivers the calls of one client in one event loop."""
 
     def __init__(
         self,
-        transport: Transport,
+        transport: Carrier,
         *,
         api_key: KeySource,
         limiter: RateLimiter | None,

@@ -145,12 +145,14 @@ class Ids:
 class Journal:
     """A file of events, and one owner's connection to it."""
 
-    def __init__(self, path: Path, file_format: Format = OUTBOX) -> None:
+    def __init__(
+        self, path: Path, file_format: Format = OUTBOX, patience: float | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._adding: list[_Adding] = []
         self._ids = Ids()
         gather = partial(_gather, self._adding, self._ids)
-        self._store = Store(path, file_format, gather=gather)
+        self._store = Store(path, file_format, gather=gather, patience=patience)
         self.open = self._store.open
         self.abandon = self._store.abandon
         self.do = self._store.do

@@ -47,6 +47,8 @@ class Outbox:
         ConfigurationError: if a setting cannot work.
     """
 
+    _patience: float | None = None  # seconds to wait for another owner to let go
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -73,9 +75,8 @@ class Outbox:
                 msg = f"{self._path}: this outbox is open already"
                 raise ConfigurationError(msg)
             await self.aclose()
-        opened = OpenOutbox(
-            Journal(self._path), self._client, self._capacity, self._keep
-        )
+        journal = Journal(self._path, patience=self._patience)
+        opened = OpenOutbox(journal, self._client, self._capacity, self._keep)
         await opened.start(self._path)
         self._open = opened
         return self

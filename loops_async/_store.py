@@ -72,6 +72,7 @@ class Store:
         file_format: What is, or is to be, in it.
         gather: Called with the store before anything is done, so that it may
             ask for more.
+        patience: Seconds to wait for another owner to let go; None is one.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Store:
         file_format: Format,
         *,
         gather: "Callable[[Store], object]",
+        patience: float | None = None,
     ) -> None:
         self._inbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -94,7 +96,14 @@ class Store:
         # what was acknowledged is on the disk.
         self._thread = threading.Thread(
             target=_serve,
-            args=(path, file_format, self._loop, self._inbox, self._opened),
+            args=(
+                path,
+                file_format,
+                _LOCKED_FOR if patience is None else patience,
+                self._loop,
+                self._inbox,
+                self._opened,
+            ),
             name=f"journal {path.name}",
             daemon=True,
         )
@@ -215,6 +224,7 @@ _Message: TypeAlias = (
 def _serve(
     path: Path,
     file_format: Format,
+    patience: float,
     loop: asyncio.AbstractEventLoop,
     inbox: "queue.SimpleQueue[_Message]",
     opened: "asyncio.Future[None]",
@@ -224,7 +234,7 @@ def _serve(
             loop.call_soon_threadsafe(what, *args)
 
     try:
-        db = _open(path, file_format)
+        db = _open(path, file_format, patience)
     except Exception as error:  # noqa: BLE001 - or who opens would wait for ever
         tell(opened.set_exception, _ours(path, error))
         return
@@ -267,12 +277,12 @@ def _done(path: Path, db: Connection, orders: list[_Order[Any]]) -> bool:
     return True
 
 
-def _open(path: Path, file_format: Format) -> Connection:
+def _open(path: Path, file_format: Format, patience: float) -> Connection:
     if not path.exists():
         _make(path, file_format)
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    end = time.monotonic() + _LOCKED_FOR
+    end = time.monotonic() + patience
     while True:
         try:
             return _connect(path, file_format)
@@ -349,7 +359,9 @@ def _ours(path: Path, error: Exception) -> LoopsError:
     text, retryable = _MEANINGS.get(code, ("cannot be used", False))
     said = error.strerror if isinstance(error, OSError) else str(error)
     what = f"{path} {text}: {type(error).__name__}: {said}"
-    return JournalError(what, retryable=retryable)
+    ours = JournalError(what, retryable=retryable)
+    ours.in_use = code == sqlite3.SQLITE_BUSY
+    return ours
 
 
 _MEANINGS: Final = {

@@ -128,7 +128,12 @@ class JournalError(LoopsError):
     """The file of an outbox or backfill cannot be opened, read or written.
 
     What was acknowledged before is still in it.
+
+    Attributes:
+        in_use: Whether it is because somebody else has the file open.
     """
+
+    in_use: bool = False
 
 
 class DeadlineExceededError(LoopsError, TimeoutError):

@@ -9,13 +9,10 @@ import attrs
 from aiohttp import web
 
 from . import _wire
-from ._api import Ticket, limited, rate_headers
 from ._control import PREFIX, control
 from ._records import SandboxRequest
-from ._wire import Answer, Call, failure
-from ._world import World
-
-API = "/api"
+from ._wire import API, Answer, Call, failure
+from ._world import World, pause
 
 # Recorded live, 2026-08-13: the names; the values are the usual ones.
 _HEADERS = {
@@ -23,23 +20,6 @@ _HEADERS = {
     "Strict-Transport-Security": "max-age=31536000; includeSubDomains",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "strict-origin-when-cross-origin",
-}
-_PAGE = b"<!DOCTYPE html><html><body><h1>%b</h1>cloudflare</body></html>"
-_BROKEN = failure(500, "[sandbox] Internal server error.")
-_UNAVAILABLE = Answer(
-    status=503, body=b"Service Unavailable", content_type="text/plain"
-)
-_FAULT_ANSWERS = {
-    "500-before": _BROKEN,
-    "500-after": _BROKEN,
-    "502": Answer(
-        status=502, body=_PAGE % b"502 Bad Gateway", content_type="text/html"
-    ),
-    "503": _UNAVAILABLE,
-    "html-after": Answer(
-        status=200, body=_PAGE % b"Just a moment...", content_type="text/html"
-    ),
-    "empty-after": Answer(status=200, body=b""),
 }
 _FAULT_BYTES = {
     "close": b"",
@@ -95,13 +75,9 @@ class Edge:
 
     Attributes:
         world: What answers.
-        limit: The number of ``x-ratelimit-limit`` in an injected 429.
-        period: The seconds of its ``Retry-After``, if that is switched on.
     """
 
     world: World
-    limit: int
-    period: float
     _listener: _Listener = attrs.field(init=False)
     _server: asyncio.Server = attrs.field(init=False)
     _busy: set["asyncio.Task[object]"] = attrs.field(init=False, factory=set)
@@ -156,49 +132,18 @@ class Edge:
         if request.path.startswith(PREFIX):
             return _response(control(self.world, request.method, request.path, body))
         delays = self.world.draw_delays(first=first)
-        await _pause(delays.setup + delays.before)
-        answer, fault = await self._decide(request, body, delays.processing)
+        await pause(delays.setup + delays.before)
+        answer, fault = await self.world.meet(_call(request, body), delays.processing)
         self._record(request, body, answer, fault)
         kind = (fault or "").removesuffix("-before").removesuffix("-after")
         if kind == "hang":
             await self._listener.gone(request.protocol)
-        await _pause(delays.after)
+        await pause(delays.after)
         if answer is not None:
             return _response(answer)
         if kind == "reset":
             return _reset(request)
         return _close(request, _FAULT_BYTES.get(kind, b""))
-
-    async def _decide(
-        self, request: web.BaseRequest, body: bytes, processing: float
-    ) -> tuple[Answer | None, str | None]:
-        world, loops, plan = self.world, self.world.loops, self.world.plan
-        if world.outage is not None:
-            return (_UNAVAILABLE if world.outage == "refuse" else None), "down"
-        fault = plan.draw()
-        if fault is not None and not fault.after:
-            return self._fault_answer(fault.name), fault.name
-        answer = loops.begin(_call(request, body), world.now())
-        if isinstance(answer, Ticket):
-            try:
-                await _pause(processing)
-            except asyncio.CancelledError:
-                loops.abandon(answer)
-                raise
-            answer = loops.finish(answer, world.now())
-        if fault is None:
-            return answer, None
-        if answer.status >= 300 and answer.status != 409:
-            plan.put_back(fault)
-            return answer, None
-        return self._fault_answer(fault.name), fault.name
-
-    def _fault_answer(self, name: str) -> Answer | None:
-        if name != "429":
-            return _FAULT_ANSWERS.get(name)
-        answer = limited(self.world.loops.behaviour, self.period)
-        headers = {**answer.headers, **rate_headers(self.limit, 0)}
-        return attrs.evolve(answer, headers=headers)
 
     def _record(
         self,
@@ -224,11 +169,6 @@ async def _read(request: web.BaseRequest) -> bytes:
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     return await request.read()
-
-
-async def _pause(seconds: float) -> None:
-    if seconds > 0:
-        await asyncio.sleep(seconds)
 
 
 def _call(request: web.BaseRequest, body: bytes) -> Call:

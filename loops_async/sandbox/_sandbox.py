@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
@@ -12,12 +12,15 @@ from . import _settings as check
 from ._api import Loops
 from ._assertions import ANYTHING, Anything, describe, matching
 from ._behaviour import Behaviour
-from ._edge import API, Edge
 from ._records import Counts, SandboxContact, SandboxEvent, SandboxRequest
 from ._settings import Leg
 from ._team import Team
 from ._windows import WindowKind, make_window
+from ._wire import API
 from ._world import World
+
+if TYPE_CHECKING:
+    from ._edge import Edge
 
 DOCUMENTED_LISTS: Mapping[str, str] = {"cm06f5v0e45nf0ml5754o9cix": "Main list"}
 _DEFAULT_LIMIT = 10
@@ -40,8 +43,8 @@ class Sandbox:
     switch of ``behaviour``. Not for the open internet.
 
     Leave it with ``aclose``, or use it with ``async with``; either way what it holds
-    can still be read afterwards. All times are in seconds. Bad settings raise
-    ValueError.
+    can still be read afterwards. It may be read and steered from other threads than
+    the one it is served in. All times are in seconds. Bad settings raise ValueError.
 
     Args:
         api_key: The key that is let in. Assigning another revokes the first.
@@ -108,7 +111,7 @@ class Sandbox:
     max_requests: int | None = attrs.field(default=10_000, validator=check.check_count)
     max_events: int | None = attrs.field(default=None, validator=check.check_count)
     _world: World = attrs.field(init=False, on_setattr=attrs.setters.NO_OP)
-    _edge: Edge | None = attrs.field(
+    _edge: "Edge | None" = attrs.field(
         init=False, default=None, on_setattr=attrs.setters.NO_OP
     )
     _port: int | None = attrs.field(
@@ -130,6 +133,8 @@ class Sandbox:
             seed=self.seed,
             legs=legs,
             max_requests=self.max_requests,
+            limit=self.rate_limit or _DEFAULT_LIMIT,
+            period=self.period,
         )
 
     def __repr__(self) -> str:
@@ -161,11 +166,10 @@ class Sandbox:
         """Listen; raises OSError if the port is taken, RuntimeError if started."""
         if self._edge is not None:
             raise RuntimeError("the sandbox is started already")
-        edge = Edge(
-            world=self._world,
-            limit=self.rate_limit or _DEFAULT_LIMIT,
-            period=self.period,
-        )
+        # With aiohttp's server, which takes a while.
+        from ._edge import Edge  # noqa: PLC0415
+
+        edge = Edge(world=self._world)
         self._port = await edge.start(self.host, self.port)
         self._edge = edge
 
@@ -255,6 +259,7 @@ class Sandbox:
         what is given here. ``times`` is how many such events there must be, None for
         one or more. AssertionError lists what did arrive.
         """
+        __tracebackhide__ = True  # pytest then shows the line that calls this
         if times is not None and times < 1:
             raise ValueError(f"times must be at least 1 or None, not {times!r}")
         wanted = {
@@ -280,6 +285,7 @@ class Sandbox:
         user_id: str | Anything | None = ANYTHING,
     ) -> None:
         """Assert that no such event was accepted; without arguments, none at all."""
+        __tracebackhide__ = True
         wanted = {"name": name, "email": email, "user_id": user_id}
         if matching(self.events, wanted):
             raise AssertionError(describe(self.events, wanted, "no event"))

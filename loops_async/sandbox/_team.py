@@ -64,7 +64,7 @@ class Team:
 
     def contacts(self) -> list[SandboxContact]:
         """All contacts, oldest first."""
-        return [_view(contact) for contact in self._contacts.values()]
+        return [_view(contact) for contact in list(self._contacts.values())]
 
     def find(self, email: str | None, user_id: str | None) -> SandboxContact | None:
         """The contact with that e-mail, else the one with that user id."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+API = "/api"
 JSON_TYPE = "application/json"
 _EMPTY: Mapping[str, str] = {}
 

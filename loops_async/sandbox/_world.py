@@ -1,5 +1,6 @@
 """Everything a sandbox holds in memory: the API, its time, its plans, its log."""
 
+import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -7,10 +8,29 @@ from typing import Any
 
 import attrs
 
-from ._api import Loops
+from ._api import Loops, Ticket, limited, rate_headers
 from ._faults import FaultPlan
 from ._records import Counts, SandboxRequest
 from ._settings import Leg
+from ._wire import Answer, Call, failure
+
+_PAGE = b"<!DOCTYPE html><html><body><h1>%b</h1>cloudflare</body></html>"
+_BROKEN = failure(500, "[sandbox] Internal server error.")
+_UNAVAILABLE = Answer(
+    status=503, body=b"Service Unavailable", content_type="text/plain"
+)
+_FAULT_ANSWERS = {
+    "500-before": _BROKEN,
+    "500-after": _BROKEN,
+    "502": Answer(
+        status=502, body=_PAGE % b"502 Bad Gateway", content_type="text/html"
+    ),
+    "503": _UNAVAILABLE,
+    "html-after": Answer(
+        status=200, body=_PAGE % b"Just a moment...", content_type="text/html"
+    ),
+    "empty-after": Answer(status=200, body=b""),
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -35,6 +55,8 @@ class World:
         legs: Low and high of the set-up, the round trip (halved over both ways),
             the way there, the processing and the way back.
         max_requests: How many requests ``requests`` keeps.
+        limit: The number of ``x-ratelimit-limit`` in an injected 429.
+        period: The seconds of its ``Retry-After``, if that is switched on.
         outage: None, or what meets every request: "refuse" or "drop".
     """
 
@@ -44,6 +66,8 @@ class World:
     seed: int | str | None
     legs: tuple[Leg, Leg, Leg, Leg, Leg]
     max_requests: int | None
+    limit: int
+    period: float
     outage: str | None = attrs.field(init=False, default=None)
     loops: Loops = attrs.field(init=False)
     plan: FaultPlan = attrs.field(init=False)
@@ -95,6 +119,43 @@ class World:
             after=both / 2 + after,
         )
 
+    async def meet(
+        self, call: Call, processing: float
+    ) -> tuple[Answer | None, str | None]:
+        """Decide one request; waits for as long as it is processed.
+
+        Returns:
+            The answer, or None if there is none to speak of, and the fault that
+            struck, or None.
+        """
+        loops, plan = self.loops, self.plan
+        if self.outage is not None:
+            return (_UNAVAILABLE if self.outage == "refuse" else None), "down"
+        fault = plan.draw()
+        if fault is not None and not fault.after:
+            return self._fault_answer(fault.name), fault.name
+        answer = loops.begin(call, self.now())
+        if isinstance(answer, Ticket):
+            try:
+                await pause(processing)
+            except asyncio.CancelledError:
+                loops.abandon(answer)
+                raise
+            answer = loops.finish(answer, self.now())
+        if fault is None:
+            return answer, None
+        if answer.status >= 300 and answer.status != 409:
+            plan.put_back(fault)
+            return answer, None
+        return self._fault_answer(fault.name), fault.name
+
+    def _fault_answer(self, name: str) -> Answer | None:
+        if name != "429":
+            return _FAULT_ANSWERS.get(name)
+        answer = limited(self.loops.behaviour, self.period)
+        headers = {**answer.headers, **rate_headers(self.limit, 0)}
+        return attrs.evolve(answer, headers=headers)
+
     def record(self, request: SandboxRequest) -> None:
         """Log a request whose fate is settled."""
         self.requests.append(request)
@@ -106,7 +167,7 @@ class World:
         """The totals so far."""
         by_status: dict[int, int] = {
             status: count
-            for status, count in self._statuses.items()
+            for status, count in dict(self._statuses).items()
             if status is not None
         }
         return Counts(
@@ -134,3 +195,9 @@ class World:
     def _draw(self, leg: Leg) -> float:
         low, high = leg
         return low if low == high else self._delays.uniform(low, high)
+
+
+async def pause(seconds: float) -> None:
+    """Sleep, if it is for any time at all."""
+    if seconds > 0:
+        await asyncio.sleep(seconds)

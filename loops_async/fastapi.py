@@ -1,0 +1,183 @@
+"""FastAPI and Starlette: a client per worker process, opened and closed with it.
+
+    app = FastAPI(lifespan=loops_lifespan)
+
+
+    @app.post("/signup")
+    async def signup(email: str, loops: LoopsClient) -> None:
+        await loops.send_event("signup", email=email)
+
+With an outbox the event is on the disk before the answer, and sent later:
+
+    app = FastAPI(lifespan=partial(loops_lifespan, outbox="events.db"))
+
+
+    @app.post("/signup")
+    async def signup(email: str, outbox: LoopsOutbox) -> None:
+        await outbox.put(Event("signup", email=email))
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeAlias
+
+from fastapi import Depends
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse
+
+from ._client import AsyncLoopsClient
+from ._outbox import Outbox
+from ._worker_outbox import worker_outbox
+from .errors import (
+    APIError,
+    ConfigurationError,
+    InvalidEventError,
+    LoopsError,
+    RecipientNotAllowedError,
+)
+
+__all__ = [
+    "LoopsClient",
+    "LoopsOutbox",
+    "get_client",
+    "get_outbox",
+    "loops_error_handler",
+    "loops_lifespan",
+]
+
+_logger = logging.getLogger("loops_async")
+
+_CLIENT: Final = "loops_client"
+_OUTBOX: Final = "loops_outbox"
+
+
+@asynccontextmanager
+async def loops_lifespan(
+    app: Starlette,
+    *,
+    client: Callable[[], AsyncLoopsClient] = AsyncLoopsClient,
+    outbox: str | os.PathLike[str] | None = None,
+    grace: float = 10.0,
+) -> AsyncIterator[Mapping[str, Any]]:
+    """Open a client, and an outbox if asked, for as long as the app runs.
+
+    Pass it as the app's ``lifespan``, with `functools.partial` if it is to
+    have arguments, or enter it in a lifespan of your own:
+
+        async with loops_lifespan(app, outbox="events.db"):
+            yield
+
+    Each worker process has its own client; they share the rate limit by
+    themselves. Each has its own outbox, too: the first of ``events.db``,
+    ``events.1.db``, ... that no other has open. What a worker left behind in
+    one of these is sent by the others, or by whoever takes it next. A
+    contact's events are in order within a worker.
+
+    Args:
+        app: The application; ``app.state`` gets what is opened.
+        client: Makes the client, each time the app starts.
+        outbox: Path of the outbox's file; None is no outbox.
+        grace: Seconds for which what is in the outbox is still sent when the
+            app shuts down; the rest is sent when it is started again.
+
+    Yields:
+        What to yield from your own lifespan if apps that are mounted in this
+        one need the client, too.
+
+    Raises:
+        ConfigurationError: if a setting cannot work.
+        JournalError: if no outbox can be opened.
+    """
+    async with AsyncExitStack() as stack:
+        opened = await stack.enter_async_context(client())
+        state: dict[str, Any] = {_CLIENT: opened}
+        if outbox is not None:
+            path = Path(outbox).absolute()  # noqa: ASYNC240 - asks no disk
+            state[_OUTBOX] = await stack.enter_async_context(
+                worker_outbox(path, opened, grace=grace)
+            )
+        for name, value in state.items():
+            setattr(app.state, name, value)
+        yield state
+
+
+def get_client(connection: HTTPConnection) -> AsyncLoopsClient:
+    """Return the client of the running app; a dependency.
+
+    Raises:
+        ConfigurationError: if `loops_lifespan` does not run.
+    """
+    client: AsyncLoopsClient = _found(connection, _CLIENT)
+    return client
+
+
+def get_outbox(connection: HTTPConnection) -> Outbox:
+    """Return the outbox of the running app; a dependency.
+
+    Raises:
+        ConfigurationError: if `loops_lifespan` does not run, or was not asked
+            for an outbox.
+    """
+    outbox: Outbox = _found(connection, _OUTBOX)
+    return outbox
+
+
+def _found(connection: HTTPConnection, name: str) -> Any:
+    for state in (connection.state, connection.app.state):
+        if hasattr(state, name):
+            return getattr(state, name)
+    msg = f"no {name}: the app runs without loops_lifespan, or that without outbox="
+    raise ConfigurationError(msg)
+
+
+LoopsClient: TypeAlias = Annotated[AsyncLoopsClient, Depends(get_client)]
+"""A parameter of this type is the app's client."""
+LoopsOutbox: TypeAlias = Annotated[Outbox, Depends(get_outbox)]
+"""A parameter of this type is the app's outbox."""
+
+
+async def loops_error_handler(request: Request, error: Exception) -> JSONResponse:
+    """Answer for a LoopsError that a handler did not catch; logs it.
+
+        app.add_exception_handler(LoopsError, loops_error_handler)
+
+    422 with all problems for an event that breaks a rule, 403 for a recipient
+    who is not allowed, 504 when time ran out, 503 with Retry-After when it may
+    work later, 502 when Loops refused it (or the key), 500 for a setting that
+    cannot work. ``maybe_accepted`` in the body says whether Loops may have the
+    event; what else went wrong between you and Loops is for your log.
+    """
+    assert isinstance(error, LoopsError)
+    status, detail = _meaning(error)
+    _logger.warning(
+        "%s %s: answered %d for %s: %s",
+        request.method,
+        request.url.path,
+        status,
+        type(error).__name__,
+        error,
+    )
+    headers = {}
+    if status == 503:
+        asked = error.retry_after if isinstance(error, APIError) else None
+        headers["Retry-After"] = str(max(1, round(asked or 1)))
+    content = {"detail": detail, "maybe_accepted": error.maybe_accepted}
+    return JSONResponse(content, status, headers)
+
+
+def _meaning(error: LoopsError) -> tuple[int, object]:
+    if isinstance(error, InvalidEventError):
+        return 422, list(error.problems)
+    if isinstance(error, RecipientNotAllowedError):
+        return 403, "The recipient is not allowed."
+    if isinstance(error, ConfigurationError):
+        return 500, "The event could not be sent."
+    if isinstance(error, TimeoutError):
+        return 504, "The event was not confirmed in time."
+    if error.retryable or not isinstance(error, APIError):
+        return 503, "The event could not be sent now."
+    return 502, "The event was refused."
