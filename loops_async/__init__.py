@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._preview import Preview
     from ._retry import Attempt, RetryPolicy
     from ._stats import ClientStats
+    from ._values import PropertyValue
     from ._wire import RateLimit
     from .errors import (
         APIError,
@@ -74,6 +75,7 @@ __all__ = [
     "PayloadTooLargeError",
     "Preview",
     "Progress",
+    "PropertyValue",
     "RateLimit",
     "RateLimitError",
     "RateLimiter",
@@ -106,6 +108,7 @@ _HOMES = {
     "Outcome": "_outcomes",
     "Preview": "_preview",
     "Progress": "_backfill",
+    "PropertyValue": "_values",
     "RateLimit": "_wire",
     "RateLimiter": "_limiter",
     "Reading": "_input",
@@ -118,15 +121,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name == "errors":
-        return import_module(".errors", __name__)
-    if name not in __all__:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    home = import_module(f".{_HOMES.get(name, 'errors')}", __name__)
-    value = globals()[name] = getattr(home, name)
-    return value
+if not TYPE_CHECKING:  # or every misspelt name would be an object
+
+    def __getattr__(name: str) -> object:
+        if name == "errors":
+            return import_module(".errors", __name__)
+        if name not in __all__:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        home = import_module(f".{_HOMES.get(name, 'errors')}", __name__)
+        value = globals()[name] = getattr(home, name)
+        return value
 
 
 def __dir__() -> list[str]:

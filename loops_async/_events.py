@@ -1,13 +1,25 @@
 """Events: the value a user makes, valid from birth."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import attrs
 
 from . import _values
 from ._values import NOTHING, PropertyValue, Refused, RefusedItems, WireValue
 from .errors import InvalidEventError
+
+
+class EventFields(TypedDict, total=False):
+    """The arguments of an Event."""
+
+    event_name: str
+    email: str | None
+    user_id: str | None
+    event_properties: Mapping[str, PropertyValue]
+    contact_properties: Mapping[str, PropertyValue | None]
+    mailing_lists: Mapping[str, bool]
+    idempotency_key: str | None
 
 
 @attrs.define(frozen=True, init=False, hash=False)
@@ -80,7 +92,7 @@ class Event:
             )
             raise InvalidEventError(problems=_problems(given))
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Unpack[EventFields]) -> Self:
         """Return a changed copy under a new idempotency key.
 
         Args:
@@ -89,7 +101,8 @@ class Event:
         Raises:
             InvalidEventError: if the result breaks a rule.
         """
-        return attrs.evolve(self, **{"idempotency_key": None, **changes})
+        fields: dict[str, Any] = {"idempotency_key": None, **changes}
+        return attrs.evolve(self, **fields)
 
     def again(self) -> Self:
         """Return the same event as a new one: Loops will accept it once more."""

@@ -89,7 +89,7 @@ class RateLimiter:
         self._spaced_until = -math.inf  # for bulk, and after a 429 for all
         self._capacity = Capacity(limit, period, chance)
         self._kept_back = 0  # permits the capacity leaves to other processes
-        self.slowed = False  # a 429 has shown that others use the same key
+        self.slowed: bool = False  # a 429 has shown that others use the same key
         self._spacing = self._capacity.spacing()
         self._single: _Line = OrderedDict()
         self._bulk: _Line = OrderedDict()

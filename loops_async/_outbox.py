@@ -4,7 +4,7 @@ import asyncio
 import math
 import os
 import warnings
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -152,7 +152,7 @@ class Outbox:
         """How the outbox stands."""
         return self._opened().stats
 
-    async def failures(self) -> AsyncIterator[Failure]:
+    async def failures(self) -> AsyncGenerator[Failure, None]:
         """Yield the events that Loops refused or of which nobody knows.
 
         They stay in the file, and hold up nothing, until `retry` or `forget`.

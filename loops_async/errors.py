@@ -109,7 +109,7 @@ class InvalidEventError(LoopsError, ValueError):
 
     def __init__(self, text: str = "", *, problems: Sequence[str] = ()) -> None:
         super().__init__(text or "; ".join(problems))
-        self.problems = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(problems)
 
 
 class RecipientNotAllowedError(LoopsError):

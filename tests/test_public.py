@@ -38,6 +38,7 @@ PUBLIC = [
     "PayloadTooLargeError",
     "Preview",
     "Progress",
+    "PropertyValue",
     "RateLimit",
     "RateLimitError",
     "RateLimiter",
@@ -75,7 +76,7 @@ def documented() -> Iterator[tuple[str, object]]:
     yield "loops_async.errors", errors
     for name in PUBLIC:
         value = getattr(loops_async, name)
-        if name == "__version__":
+        if name in ("PropertyValue", "__version__"):
             continue
         yield name, value
         if isinstance(value, type) and value.__module__.startswith("loops_async"):
