@@ -21,12 +21,12 @@ MOST_OF_PYLOOPS = 0.5
 MOST_BLOCKED = 0.010
 
 
-def import_seconds(*modules: str) -> list[float]:
-    """Return the wall-clock seconds each import adds to bare Python.
+def import_seconds(*imports: str) -> list[float]:
+    """Return the wall-clock seconds each statement adds to bare Python.
 
     Each in a new process, taking turns; the best of the rounds counts.
     """
-    programs = ["pass", *(f"import {module}" for module in modules)]
+    programs = ["pass", *imports]
     best = [math.inf] * len(programs)
     for _ in range(ROUNDS + 1):  # the first one also writes the byte code
         for number, program in enumerate(programs):
@@ -74,8 +74,12 @@ def main() -> bool:
     """Print it all; return whether it is within what we promise."""
     good = True
     others = [name for name in ("pyloops", "httpx") if importlib.util.find_spec(name)]
-    ours, *theirs = import_seconds("loops_async", *others)
-    print(f"import loops_async: {ours * 1000:.0f} ms over bare Python")
+    # The package imports what is asked for: all that sending an event takes.
+    ours, *theirs = import_seconds(
+        "from loops_async import AsyncLoopsClient, Event, LoopsError",
+        *(f"import {name}" for name in others),
+    )
+    print(f"importing our client: {ours * 1000:.0f} ms over bare Python")
     for name, seconds in zip(others, theirs, strict=True):
         print(f"  {name}: {seconds * 1000:.0f} ms, ratio {ours / seconds:.2f}")
         good = good and (name != "pyloops" or ours / seconds <= MOST_OF_PYLOOPS)
