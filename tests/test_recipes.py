@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from answering import until
+from redis_server import RedisServer, needed
 from starlette.testclient import TestClient
 
 from loops_async import AsyncLoopsClient, Event
@@ -43,6 +44,8 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox
         monkeypatch.setenv("LOOPS_API_KEY", sandbox.api_key)
         monkeypatch.setenv("LOOPS_BASE_URL", sandbox.url)
         yield sandbox
+    for name in FILES:
+        sys.modules.pop(name, None)
 
 
 def load(name: str) -> ModuleType:
@@ -52,7 +55,7 @@ def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -67,6 +70,30 @@ def test_app(sandbox: Sandbox) -> None:
         assert refused.json()["detail"][0].startswith("email: ")
     sandbox.assert_event("signup", email="ada@example.com")
     sandbox.assert_event("planUpgraded", email="ada@example.com")
+
+
+@needed
+def test_tasks(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RedisServer() as redis:
+        text = FILES["tasks"].replace("redis://localhost:6379", redis.url)
+        assert redis.url in text
+        monkeypatch.setitem(FILES, "tasks", text)
+        tasks = load("tasks")
+        command = [sys.executable, "-m", "taskiq", "worker", "tasks:broker"]
+        command += ["--workers", "1", "--log-level", "WARNING"]
+
+        async def main() -> None:
+            await tasks.broker.startup()
+            with subprocess.Popen(command) as worker:  # noqa: ASYNC220
+                await tasks.send_event.kiq(Event("signup", email="ada@example.com"))
+                await tasks.welcome.kiq(Event("welcome", email="ada@example.com"))
+                await until(lambda: sandbox.counts.accepted == 2)
+                worker.terminate()
+            await tasks.broker.shutdown()
+
+        asyncio.run(main())
+    sandbox.assert_event("signup", email="ada@example.com")
+    sandbox.assert_event("welcome", email="ada@example.com")
 
 
 def test_jobs(sandbox: Sandbox) -> None:
