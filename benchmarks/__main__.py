@@ -7,6 +7,7 @@ from importlib import import_module
 BENCHMARKS = {
     "cpu": "CPU of send_event with everything on, over a hand-written loop",
     "imports": "what the import, the client and the first send cost",
+    "plugin": "what the fixtures cost a pytest run that does not use them",
     "throughput": "events a second and CPU, beside everything else",
     "limits": "how much of a rate limit is used, and how many 429s",
     "fleet": "processes that share a key, uncoordinated",
@@ -14,6 +15,7 @@ BENCHMARKS = {
     "memory": "a million events streamed",
     "outbox": "durable puts a second, beside other stores on the same disk",
     "backfill": "a million rows of CSV checked and journalled",
+    "handlers": "a FastAPI handler with the put of an outbox, and without",
 }
 PICTURED = ("throughput", "limits", "fleet", "interactive", "memory", "outbox")
 OPTIONS = {"fleet": "seconds", "memory": "events", "backfill": "rows"}

@@ -121,7 +121,7 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # or every misspelt name would be an object
+if not TYPE_CHECKING:  # pragma: no branch - or any misspelt name is an object
 
     def __getattr__(name: str) -> object:
         if name == "errors":

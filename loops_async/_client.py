@@ -161,7 +161,8 @@ class AsyncLoopsClient:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "dry run" if self._dry_run else "open"
-        return f"<AsyncLoopsClient {self._base_url}, {state}, {self._limiter!r}>"
+        name = type(self).__name__
+        return f"<{name} {self._base_url}, {state}, {self._limiter!r}>"
 
     async def __aenter__(self) -> Self:
         return self

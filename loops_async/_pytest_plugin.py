@@ -24,6 +24,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def _made(marker: pytest.Mark) -> "Sandbox":
+    from .sandbox import Sandbox  # noqa: PLC0415
+
+    why = "settings go by name"
+    if not marker.args:
+        try:
+            return Sandbox(**{"rate_limit": None, **marker.kwargs})
+        except (TypeError, ValueError) as error:
+            why = str(error)
+    settings = [f"{name}={value!r}" for name, value in marker.kwargs.items()]
+    given = ", ".join([*map(repr, marker.args), *settings])
+    pytest.fail(f"@pytest.mark.{_MARKER}({given}): {why}", pytrace=False)
+
+
 @pytest.fixture
 def loops_sandbox(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -33,15 +47,14 @@ def loops_sandbox(
     LOOPS_API_KEY, LOOPS_BASE_URL and LOOPS_RATE_LIMIT lead to it, so that what
     the test calls sends there, too. It runs in a thread, for tests of any kind.
     """
-    from .sandbox import Sandbox  # noqa: PLC0415
-    from .testing import limit_of, serving  # noqa: PLC0415
+    from .testing import rate_of, serving  # noqa: PLC0415
 
     marker = request.node.get_closest_marker(_MARKER)
-    settings = {} if marker is None else marker.kwargs
-    with serving(Sandbox(**{"rate_limit": None, **settings})) as sandbox:
+    sandbox = _made(marker or pytest.mark.loops_sandbox.mark)
+    with serving(sandbox):
         monkeypatch.setenv("LOOPS_API_KEY", sandbox.api_key)
         monkeypatch.setenv("LOOPS_BASE_URL", sandbox.url)
-        monkeypatch.setenv("LOOPS_RATE_LIMIT", str(limit_of(sandbox)))
+        monkeypatch.setenv("LOOPS_RATE_LIMIT", str(rate_of(sandbox)))
         yield sandbox
 
 
@@ -52,12 +65,12 @@ def loops_client(loops_sandbox: "Sandbox") -> "Iterator[AsyncLoopsClient]":
     For asyncio.run in a plain test as well as for any plugin with an event loop.
     """
     from ._client import AsyncLoopsClient  # noqa: PLC0415
-    from .testing import QUICKLY, close_everywhere, limit_of  # noqa: PLC0415
+    from .testing import QUICKLY, close_everywhere, limiter_of  # noqa: PLC0415
 
     client = AsyncLoopsClient(
         loops_sandbox.api_key,
         base_url=loops_sandbox.url,
-        rate_limit=limit_of(loops_sandbox),
+        rate_limit=limiter_of(loops_sandbox),
         retry=QUICKLY,
     )
     yield client

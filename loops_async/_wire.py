@@ -304,10 +304,12 @@ def masked(text: str, private: Iterable[object]) -> str:
         for value in private
         if value is not None and not isinstance(value, bool) and str(value).strip()
     }
+    words |= set(map(quote, words))
+    words = {word for word in words if len(" ".join(word.split())) <= len(text)}
     if not words:
         return text
     # Longest first, so that none is half masked by a part of it.
-    longest_first = sorted(words | set(map(quote, words)), key=len, reverse=True)
+    longest_first = sorted(words, key=len, reverse=True)
     patterns = (_word_pattern(word) for word in longest_first)
     return re.sub("(?i)" + "|".join(patterns), "***", text)
 

@@ -13,11 +13,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
 
 from multidict import CIMultiDict
+from yarl import URL
 
 from ._client import AsyncLoopsClient
 from ._limiter import RateLimiter
@@ -27,6 +27,7 @@ from ._wire import Answer, Call
 from .errors import ConnectionLostError, RequestTimeoutError, TransportError
 from .sandbox import Sandbox, SandboxRequest
 from .sandbox import _wire as sandbox_wire
+from .sandbox._world import pause
 
 __all__ = ["InMemoryClient", "serving"]
 
@@ -38,9 +39,9 @@ class InMemoryClient(AsyncLoopsClient):
     """A client whose requests are answered by a sandbox, without a network.
 
     All but the network is real: what is checked, limited, tried again and
-    raised is as with Loops. No socket is opened, and no time passes unless
-    the sandbox was given latencies: a request that it lets hang is timed out
-    at once.
+    raised is as with Loops. No socket is opened, and time passes only between
+    tries and where the sandbox was given latencies: a request that it lets
+    hang is timed out at once.
 
     Args:
         sandbox: What answers; need not be started. None makes one without a
@@ -68,11 +69,11 @@ class InMemoryClient(AsyncLoopsClient):
         allowed_recipients: Iterable[str] | None = None,
         on_attempt: Callable[[Attempt], object] | None = None,
     ) -> None:
-        self.sandbox = Sandbox(rate_limit=None) if sandbox is None else sandbox
+        self.sandbox: Sandbox = Sandbox(rate_limit=None) if sandbox is None else sandbox
         super().__init__(
             self.sandbox.api_key,
             base_url=_BASE_URL,
-            rate_limit=limit_of(self.sandbox) if rate_limit is None else rate_limit,
+            rate_limit=limiter_of(self.sandbox) if rate_limit is None else rate_limit,
             timeout=timeout,
             deadline=deadline,
             retry=retry,
@@ -97,7 +98,9 @@ class _Memory:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._world = sandbox._world
+        self._answering: set[asyncio.Task[Any]] = set()
         self._under_way: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -105,7 +108,8 @@ class _Memory:
 
     @property
     def usable(self) -> bool:
-        return self.loop.is_running() and not self._closed
+        here = threading.get_ident() == self._thread
+        return here and self.loop.is_running() and not self._closed
 
     @property
     def in_flight(self) -> int:
@@ -118,19 +122,25 @@ class _Memory:
         self._idle.clear()
         scope = asyncio.timeout(limit)
         self._under_way.add(scope)
+        # Like a server's work, it goes on when nobody waits for it any more.
+        answering = self.loop.create_task(self._answer(call, secret))
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
         try:
             async with scope:
-                answer = await self._answer(call, secret)
+                answer, late = await asyncio.shield(answering)
         except TimeoutError:
-            if self._closed:
-                text = "the client was closed before the answer came"
-                return ConnectionLostError(text, maybe_accepted=True)
-            text = "no answer in time"
-            return RequestTimeoutError(text, retryable=True, maybe_accepted=True)
+            answer, late = None, True
         finally:
             self._under_way.discard(scope)
             if not self._under_way:
                 self._idle.set()
+        if late and self._closed:
+            text = "the client was closed before the answer came"
+            return ConnectionLostError(text, maybe_accepted=True)
+        if late:
+            text = "no answer in time"
+            return RequestTimeoutError(text, retryable=True, maybe_accepted=True)
         if answer is None:
             text = "the sandbox broke the connection"
             return ConnectionLostError(text, retryable=True, maybe_accepted=True)
@@ -144,40 +154,50 @@ class _Memory:
             time.monotonic() - began,
         )
 
-    async def _answer(self, call: Call, secret: Secret) -> sandbox_wire.Answer | None:
-        world, url = self._world, urlsplit(call.url)
-        headers = {"Authorization": f"Bearer {secret}"}
+    async def _answer(
+        self, call: Call, secret: Secret
+    ) -> tuple[sandbox_wire.Answer | None, bool]:
+        """Return the answer, None if the connection breaks, and whether it hangs."""
+        world, url, body = self._world, URL(call.url), call.body or b""
+        headers = CIMultiDict(
+            {"Authorization": f"Bearer {secret}", "Content-Type": _JSON}
+        )
         if call.key is not None:
             headers["Idempotency-Key"] = call.key
-        delays = world.draw_delays(first=False)
-        await asyncio.sleep(delays.before)
-        answer, fault = await world.meet(
-            sandbox_wire.Call(
+        answer: sandbox_wire.Answer | None
+        if len(body) > _MOST:
+            body, fault = b"", None
+            answer = sandbox_wire.failure(413, sandbox_wire.BODY_TOO_LARGE)
+            after = 0.0
+        else:
+            delays = world.draw_delays(first=False)
+            await pause(delays.before)
+            sent = sandbox_wire.Call(
                 method=call.method,
                 path=url.path.removeprefix(sandbox_wire.API),
-                query=dict(parse_qsl(url.query, keep_blank_values=True)),
+                query=url.query,
                 authorization=headers["Authorization"],
-                content_type=sandbox_wire.JSON_TYPE,
+                content_type=_JSON,
                 idempotency_key=call.key,
-                body=call.body or b"",
-            ),
-            delays.processing,
-        )
+                body=body,
+            )
+            answer, fault = await world.meet(sent, delays.processing)
+            after = delays.after
         world.record(
             SandboxRequest(
                 method=call.method,
-                path=call.url.removeprefix(_ORIGIN),
-                headers=CIMultiDict(headers),
-                body=call.body or b"",
+                path=url.raw_path_qs,
+                headers=headers,
+                body=body,
                 status=None if answer is None else answer.status,
                 fault=fault,
                 at=world.now(),
             )
         )
         if fault is not None and fault.startswith("hang-"):
-            raise TimeoutError
-        await asyncio.sleep(delays.after)
-        return answer
+            return None, True
+        await pause(after)
+        return answer, False
 
     async def close(self, grace: float) -> None:
         try:
@@ -187,14 +207,23 @@ class _Memory:
             pass
         self._closed = True
         for scope in self._under_way:
-            scope.reschedule(self.loop.time())
+            with suppress(RuntimeError):  # it is expiring by itself
+                scope.reschedule(self.loop.time())
         await self._idle.wait()
 
 
-_ORIGIN: Final = _BASE_URL.removesuffix(sandbox_wire.API)
+_JSON: Final = sandbox_wire.JSON_TYPE
+_MOST: Final = 1024 * 1024  # bytes of a body, as on a port
 
 
-def limit_of(sandbox: Sandbox) -> float:
+def limiter_of(sandbox: Sandbox) -> RateLimiter | float:
+    """Return the limiter that a sandbox asks for, inf for none."""
+    if sandbox.rate_limit is None:
+        return math.inf
+    return RateLimiter(sandbox.rate_limit, sandbox.period)
+
+
+def rate_of(sandbox: Sandbox) -> float:
     """Return the requests a second that a sandbox allows, inf for no limit."""
     if sandbox.rate_limit is None:
         return math.inf
@@ -230,6 +259,7 @@ def serving(sandbox: Sandbox) -> Iterator[Sandbox]:
         finally:
             wait_for(sandbox.aclose())
     finally:
+        wait_for(loop.shutdown_default_executor())  # of a host that was looked up
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -241,6 +271,7 @@ def close_everywhere(client: AsyncLoopsClient) -> None:
     Those that stand still are run for that, in others that run it is waited
     for; closed ones have closed their connections themselves.
     """
+    client._closed = True  # which no loop may be left to do
     for loop in list(client._deliveries):
         closing = client.aclose(0.0)
         if loop.is_closed():

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 import attrs
 from aiohttp import web
@@ -94,10 +95,15 @@ class Edge:
 
     async def stop(self) -> None:
         """Drop every connection and wait for its tasks, which takes no time."""
-        self._server.close()
-        # A connection accepted just now is made over the next few ticks.
+        loop = asyncio.get_running_loop()
+        with suppress(NotImplementedError):  # on Windows
+            for listening in self._server.sockets:
+                loop.remove_reader(listening)
+        # A connection accepted just now is made over the next few ticks, unless the
+        # server is closed by then: its socket would stay open.
         for _ in range(3):
             await asyncio.sleep(0)
+        self._server.close()
         busy = list(self._busy)
         for task in busy:
             task.cancel()

@@ -273,7 +273,8 @@ class Sandbox:
         }
         found = matching(self.events, wanted)
         if not found or (times is not None and len(found) != times):
-            expected = "at least 1 event" if times is None else f"{times} event(s)"
+            events = "event" if times in (None, 1) else "events"
+            expected = f"{times or 'at least 1'} {events}"
             raise AssertionError(describe(self.events, wanted, expected))
         return found[0]
 

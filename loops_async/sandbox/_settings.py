@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -12,6 +12,7 @@ from ._team import PROPERTY_KINDS
 if TYPE_CHECKING:
     Attribute = attrs.Attribute[Any]
 Leg = tuple[float, float]
+_V = TypeVar("_V")
 
 
 def leg(value: Any) -> Any:
@@ -81,11 +82,17 @@ def check_probabilities(_: object, attribute: "Attribute", value: Any) -> None:
 
 def probabilities(value: Mapping[str, float]) -> dict[str, float]:
     """A copy, so that later changes of the argument have no effect."""
-    return dict(value)
+    return _copied("faults", value)
 
 
 def kinds(value: Mapping[str, str]) -> dict[str, str]:
     """A copy, so that later changes of the argument have no effect."""
+    return _copied("properties", value)
+
+
+def _copied(setting: str, value: Mapping[str, _V]) -> dict[str, _V]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{setting} must be a mapping, not {value!r}")
     return dict(value)
 
 

@@ -65,6 +65,8 @@ def test_it_imports_nothing_of_the_sdk() -> None:
         ({"properties": {"a": "array"}}, "properties: a must be one of .* 'array'"),
         ({"max_requests": 0}, "max_requests"),
         ({"max_events": -1}, "max_events"),
+        ({"faults": 3}, "faults must be a mapping, not 3"),
+        ({"properties": ["plan"]}, "properties must be a mapping"),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(
@@ -355,7 +357,7 @@ def test_a_failed_assertion_shows_what_did_arrive(filled: Sandbox) -> None:
         filled.assert_event("signup", email="eve@example.com", times=2)
     listed = "cm06f5v0e45nf0ml5754o9cix"
     expected = f"""\
-expected 2 event(s) with name='signup', email='eve@example.com'; 0 arrived
+expected 2 events with name='signup', email='eve@example.com'; 0 arrived
 3 arrived in all:
   'signup' email='ada@example.com' user_id='u1' event_properties={{'a': 1, 'b': True}} \
 contact_properties={{'plan': 'pro'}} idempotency_key='k0'
