@@ -8,9 +8,10 @@ sends what it finds in those that nobody has taken.
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from itertools import count
+from contextlib import asynccontextmanager
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -61,39 +62,46 @@ async def worker_outbox(
 
 
 def _family(path: Path) -> Iterator[Path]:
-    yield path
-    for number in count(1):
-        yield path.with_name(f"{path.stem}.{number}{path.suffix}")
+    """Return the file and its numbered siblings, without end."""
+    others = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in count(1))
+    return chain([path], others)
 
 
 async def _first_free(path: Path, client: "AsyncLoopsClient") -> tuple[Outbox, Path]:
-    for one in _family(path):
+    family = _family(path)
+    while True:
+        one = next(family)
         outbox = _OneOfMany(one, client)
         try:
             return await outbox.__aenter__(), one
         except JournalError as error:
             if not error.in_use:
                 raise
-    raise AssertionError  # the family is endless
 
 
 async def _adopt(path: Path, own: Path, client: "AsyncLoopsClient") -> None:
     """Send what is in files that nobody has open, for as long as it runs."""
+    told: set[Path] = set()
     while True:
         await asyncio.sleep(LOOK_EVERY)
-        for one in _family(path):
-            if not one.exists():
-                break
-            if one != own:
+        for one in takewhile(os.path.exists, _family(path)):
+            if one == own:
+                continue
+            try:
                 await _send_all(_OneOfMany(one, client))
+            except LoopsError as error:
+                in_use = isinstance(error, JournalError) and error.in_use
+                if not in_use and one not in told:
+                    told.add(one)
+                    text = "what a worker has left cannot be sent: %s"
+                    _logger.warning(text, error)
 
 
 async def _send_all(left: Outbox) -> None:
-    with suppress(LoopsError):  # in use after all, or of no use
-        await left.__aenter__()
-        try:
-            if left.stats().pending:
-                _logger.warning("sending what a worker has left: %r", left)
-                await left.flush(_LONG)
-        finally:
-            await left.aclose(0.0)
+    await left.__aenter__()
+    try:
+        if left.stats().pending:
+            _logger.warning("sending what a worker has left: %r", left)
+            await left.flush(_LONG)
+    finally:
+        await left.aclose(0.0)

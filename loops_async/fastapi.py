@@ -18,6 +18,7 @@ With an outbox the event is on the disk before the answer, and sent later:
 """
 
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -80,7 +81,8 @@ async def loops_lifespan(
     Args:
         app: The application; ``app.state`` gets what is opened.
         client: Makes the client, each time the app starts.
-        outbox: Path of the outbox's file; None is no outbox.
+        outbox: Path of the outbox's file; None is no outbox. Apps with keys
+            of their own need paths of their own.
         grace: Seconds for which what is in the outbox is still sent when the
             app shuts down; the rest is sent when it is started again.
 
@@ -127,7 +129,7 @@ def get_outbox(connection: HTTPConnection) -> Outbox:
 
 
 def _found(connection: HTTPConnection, name: str) -> Any:
-    for state in (connection.state, connection.app.state):
+    for state in (connection.app.state, connection.state):  # its own, or the parent's
         if hasattr(state, name):
             return getattr(state, name)
     msg = f"no {name}: the app runs without loops_lifespan, or that without outbox="
@@ -141,7 +143,7 @@ LoopsOutbox: TypeAlias = Annotated[Outbox, Depends(get_outbox)]
 
 
 async def loops_error_handler(request: Request, error: Exception) -> JSONResponse:
-    """Answer for a LoopsError that a handler did not catch; logs it.
+    """Answer for a LoopsError that a handler did not catch.
 
         app.add_exception_handler(LoopsError, loops_error_handler)
 
@@ -149,22 +151,26 @@ async def loops_error_handler(request: Request, error: Exception) -> JSONRespons
     who is not allowed, 504 when time ran out, 503 with Retry-After when it may
     work later, 502 when Loops refused it (or the key), 500 for a setting that
     cannot work. ``maybe_accepted`` in the body says whether Loops may have the
-    event; what else went wrong between you and Loops is for your log.
+    event. What went wrong between you and Loops (5xx) is in the log instead.
     """
     assert isinstance(error, LoopsError)
+    if request.scope["type"] != "http":
+        raise error  # a WebSocket is not answered; its server closes it
     status, detail = _meaning(error)
-    _logger.warning(
-        "%s %s: answered %d for %s: %s",
-        request.method,
-        request.url.path,
-        status,
-        type(error).__name__,
-        error,
-    )
     headers = {}
+    if status >= 500:
+        route = request.scope.get("route")
+        _logger.warning(
+            "%s %s: answered %d for %s: %s",
+            request.method,
+            getattr(route, "path", "?"),  # the URL's may name somebody
+            status,
+            type(error).__name__,
+            error,
+        )
     if status == 503:
         asked = error.retry_after if isinstance(error, APIError) else None
-        headers["Retry-After"] = str(max(1, round(asked or 1)))
+        headers["Retry-After"] = str(max(1, math.ceil(asked or 1)))
     content = {"detail": detail, "maybe_accepted": error.maybe_accepted}
     return JSONResponse(content, status, headers)
 
