@@ -53,17 +53,20 @@ def check(*command: str | Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.types
 def test_mypy_agrees() -> None:
     code, said = check(*MYPY, TYPED)
     assert code == 0, said
 
 
+@pytest.mark.types
 @needs_pyright
 def test_pyright_agrees() -> None:
     code, said = check(*PYRIGHT, TYPED)
     assert code == 0, said
 
 
+@pytest.mark.types
 @needs_pyright
 def test_pyright_knows_every_public_type_of_the_package() -> None:
     code, said = check("pyright", "--verifytypes", "loops_async", "--ignoreexternal")
@@ -106,6 +109,7 @@ def errors(said: str) -> set[tuple[str, int]]:
     return {(name, int(line)) for name, line in found}
 
 
+@pytest.mark.types
 def test_mypy_sees_each_flaw_and_nothing_else(tmp_path: Path) -> None:
     flaws = flawed(tmp_path)
     code, said = check(*MYPY, tmp_path)
@@ -113,6 +117,7 @@ def test_mypy_sees_each_flaw_and_nothing_else(tmp_path: Path) -> None:
     assert errors(said) == flaws, said
 
 
+@pytest.mark.types
 @needs_pyright
 def test_pyright_sees_each_flaw_and_nothing_else(tmp_path: Path) -> None:
     flaws = flawed(tmp_path)

@@ -1,7 +1,7 @@
 """The script itself: help, version, and what it says without the extra."""
 
+import importlib
 import os
-import runpy
 import subprocess
 import sys
 import types
@@ -87,8 +87,9 @@ def test_python_m_is_the_script(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["loops-async", "--version"])
+    monkeypatch.delitem(sys.modules, "loops_async.__main__", raising=False)
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("loops_async", run_name="__main__")
+        importlib.import_module("loops_async.__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out == f"loops-async, version {__version__}\n"
 

@@ -182,7 +182,6 @@ def events(event: Event) -> None:
     event.contact_properties["a"] = None  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
     event.mailing_lists.update({"id": True})  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     event.replace(emial="bo@example.com")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    event.replace({"email": "bo@example.com"})  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     event.again(email="bo@example.com")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     show(event.key)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     show(event < event.idempotency_key)  # type: ignore[operator]  # pyright: ignore[reportOperatorIssue]
