@@ -198,9 +198,14 @@ class Journal:
 
     def pending(self, after: int, most: int) -> "asyncio.Future[list[Row]]":
         """Return the next events that wait, by id."""
-        return self._store.do(
-            lambda db: [Row(*row) for row in db.execute(_PENDING, (after, most))]
-        )
+
+        def read(db: Connection) -> list[Row]:
+            # What is added from here on comes after what is read now, even when
+            # that is gone by then.
+            self._ids.take(db, 0)
+            return [Row(*row) for row in db.execute(_PENDING, (after, most))]
+
+        return self._store.do(read)
 
     def stamp(self, row: Row) -> "asyncio.Future[None]":
         """Note that nobody may ever know of the attempt that comes now."""

@@ -89,6 +89,25 @@ def test_what_is_put_is_sent_and_gone(path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("keep", [0.0, None])
+def test_what_is_put_after_a_backlog_is_sent_too(
+    path: Path, keep: float | None
+) -> None:
+    """Though the places of what was sent are free again."""
+
+    async def main() -> None:
+        async with waiting(path) as outbox:
+            await outbox.put_many(events(20))
+        async with sandbox_of() as sandbox:
+            async with opened(path, sandbox, keep_accepted=keep) as outbox:
+                assert await outbox.flush() == 0
+                await outbox.put_many(events(25))
+                assert await outbox.flush() == 0
+            assert len(sandbox.events) == 45
+
+    run(main())
+
+
 def test_each_contact_gets_its_events_in_the_order_of_the_puts(path: Path) -> None:
     async def main() -> None:
         faults = {"500-before": 0.1, "close-after": 0.1, "429": 0.1}
