@@ -135,4 +135,4 @@ if not TYPE_CHECKING:  # pragma: no branch - or any misspelt name is an object
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "errors", *__all__]
+    return list({*globals(), "errors", *__all__})

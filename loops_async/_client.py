@@ -143,7 +143,7 @@ class AsyncLoopsClient:
             self._limiter = _settings.limiter_for(
                 rate_limit, self._api_key, self._base_url
             )
-            self._prepare()
+            self._import_late()
         self._retry = _settings.checked_type("retry", retry, RetryPolicy)
         self._on_attempt = _settings.checked_hook("on_attempt", on_attempt)
         self._session = session
@@ -654,7 +654,7 @@ class AsyncLoopsClient:
         )
         return self._latest
 
-    def _prepare(self) -> None:
+    def _import_late(self) -> None:
         """Import what takes a while: not with the package, nor in the first send."""
         from . import _delivery, _transport  # noqa: F401, PLC0415
 

@@ -12,6 +12,7 @@ import os
 import queue
 import random
 import sqlite3
+import sys
 import threading
 import time
 import uuid
@@ -23,6 +24,9 @@ from typing import Any, Final, Generic, TypeAlias, TypeVar
 import attrs
 
 from .errors import JournalError, LoopsError
+
+if sys.platform != "win32":  # pragma: no branch - which has no such locks
+    import fcntl
 
 _T = TypeVar("_T")
 
@@ -123,6 +127,7 @@ class Store:
             await asyncio.shield(self._opened)
         except asyncio.CancelledError:
             self._inbox.put(None)  # or the file would be held for nobody
+            self._opened.add_done_callback(_looked_at)
             raise
 
     def do(
@@ -250,6 +255,10 @@ def _serve(
         tell(message.set_result, None)
 
 
+def _looked_at(opened: "asyncio.Future[None]") -> None:
+    opened.exception()  # nobody waits for it any more
+
+
 def _nothing(_: Connection) -> None:
     pass
 
@@ -312,9 +321,24 @@ def _make(path: Path, file_format: Format) -> None:
         except FileExistsError:
             pass
         except OSError:  # a file system without links
-            new.rename(path)
+            _rename(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def _rename(new: Path, path: Path) -> None:
+    """Rename, unless somebody else just did, whose file it would replace."""
+    if sys.platform == "win32":  # pragma: no cover - where it replaces nothing
+        with suppress(FileExistsError):
+            new.rename(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if not path.exists():
+            new.rename(path)
+    finally:
+        os.close(folder)
 
 
 def _connect(path: Path, file_format: Format) -> Connection:

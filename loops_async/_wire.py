@@ -195,7 +195,7 @@ def refusal(
         if _OTHER_BODY.search(message):
             return _error(answer, message)
         if only_throttled:
-            what = "409 after nothing but 429"
+            what = "409 after nothing but 429, which may have used the key up"
             return _error(answer, message, what, maybe_accepted=True)
         return None
     certain = status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.TOO_EARLY)

@@ -8,10 +8,9 @@ sends what it finds in those that nobody has taken.
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("loops_async")
 
 LOOK_EVERY: Final = 30.0  # seconds, for files that a worker has left
+_MOST: Final = 1000  # files; more would be no workers, but a file system without locks
 _LONG: Final = 300.0  # seconds for one of them, which may hold what cannot be sent
 
 
@@ -45,7 +45,7 @@ async def worker_outbox(
         grace: Seconds to go on sending when it closes.
 
     Raises:
-        JournalError: if a file cannot be used for another reason.
+        JournalError: if one that comes before is damaged or cannot be written.
     """
     outbox, own = await _first_free(path, client)
     adopting = asyncio.create_task(
@@ -61,22 +61,18 @@ async def worker_outbox(
             await asyncio.wait([adopting])
 
 
-def _family(path: Path) -> Iterator[Path]:
-    """Return the file and its numbered siblings, without end."""
-    others = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in count(1))
-    return chain([path], others)
-
-
 async def _first_free(path: Path, client: "AsyncLoopsClient") -> tuple[Outbox, Path]:
-    family = _family(path)
-    while True:
-        one = next(family)
-        outbox = _OneOfMany(one, client)
+    for number in range(_MOST):
+        own = path
+        if number:
+            own = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        outbox = _OneOfMany(own, client)
         try:
-            return await outbox.__aenter__(), one
+            return await outbox.__aenter__(), own
         except JournalError as error:
             if not error.in_use:
                 raise
+    raise JournalError(f"{path} and {_MOST - 1} more files are all in use")
 
 
 async def _adopt(path: Path, own: Path, client: "AsyncLoopsClient") -> None:
@@ -84,8 +80,8 @@ async def _adopt(path: Path, own: Path, client: "AsyncLoopsClient") -> None:
     told: set[Path] = set()
     while True:
         await asyncio.sleep(LOOK_EVERY)
-        for one in takewhile(os.path.exists, _family(path)):
-            if one == own:
+        for one in _family(path):
+            if one == own:  # a second connection could damage it
                 continue
             try:
                 await _send_all(_OneOfMany(one, client))
@@ -95,6 +91,12 @@ async def _adopt(path: Path, own: Path, client: "AsyncLoopsClient") -> None:
                     told.add(one)
                     text = "what a worker has left cannot be sent: %s"
                     _logger.warning(text, error)
+
+
+def _family(path: Path) -> list[Path]:
+    """Return the files there are."""
+    name = re.compile(rf"{re.escape(path.stem)}(\.\d+)?{re.escape(path.suffix)}")
+    return sorted(one for one in path.parent.iterdir() if name.fullmatch(one.name))
 
 
 async def _send_all(left: Outbox) -> None:

@@ -25,7 +25,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
-from fastapi import Depends
+try:
+    from fastapi import Depends
+except ModuleNotFoundError as _missing:
+    _missing.add_note("it comes with an extra: pip install 'loops-async[fastapi]'")
+    raise
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
@@ -36,7 +40,9 @@ from ._worker_outbox import worker_outbox
 from .errors import (
     APIError,
     ConfigurationError,
+    ConnectFailedError,
     InvalidEventError,
+    JournalError,
     LoopsError,
     RecipientNotAllowedError,
 )
@@ -92,8 +98,10 @@ async def loops_lifespan(
 
     Raises:
         ConfigurationError: if a setting cannot work.
-        JournalError: if no outbox can be opened.
+        JournalError: if a file of the outbox is damaged or cannot be written.
     """
+    if not isinstance(grace, int | float) or not grace >= 0:
+        raise ConfigurationError(f"grace must be seconds, not {grace!r}")
     async with AsyncExitStack() as stack:
         opened = await stack.enter_async_context(client())
         state: dict[str, Any] = {_CLIENT: opened}
@@ -113,7 +121,8 @@ def get_client(connection: HTTPConnection) -> AsyncLoopsClient:
     Raises:
         ConfigurationError: if `loops_lifespan` does not run.
     """
-    client: AsyncLoopsClient = _found(connection, _CLIENT)
+    why = 'it did not run loops_lifespan; a test needs "with TestClient(app)"'
+    client: AsyncLoopsClient = _found(connection, _CLIENT, why)
     return client
 
 
@@ -124,16 +133,16 @@ def get_outbox(connection: HTTPConnection) -> Outbox:
         ConfigurationError: if `loops_lifespan` does not run, or was not asked
             for an outbox.
     """
-    outbox: Outbox = _found(connection, _OUTBOX)
+    why = 'it did not run loops_lifespan with outbox="events.db"'
+    outbox: Outbox = _found(connection, _OUTBOX, why)
     return outbox
 
 
-def _found(connection: HTTPConnection, name: str) -> Any:
+def _found(connection: HTTPConnection, name: str, why: str) -> Any:
     for state in (connection.app.state, connection.state):  # its own, or the parent's
         if hasattr(state, name):
             return getattr(state, name)
-    msg = f"no {name}: the app runs without loops_lifespan, or that without outbox="
-    raise ConfigurationError(msg)
+    raise ConfigurationError(f"the app has no {name}: {why}")
 
 
 LoopsClient: TypeAlias = Annotated[AsyncLoopsClient, Depends(get_client)]
@@ -153,9 +162,8 @@ async def loops_error_handler(request: Request, error: Exception) -> JSONRespons
     cannot work. ``maybe_accepted`` in the body says whether Loops may have the
     event. What went wrong between you and Loops (5xx) is in the log instead.
     """
-    assert isinstance(error, LoopsError)
-    if request.scope["type"] != "http":
-        raise error  # a WebSocket is not answered; its server closes it
+    if not isinstance(error, LoopsError) or request.scope["type"] != "http":
+        raise error  # not ours, or of a WebSocket, which its server closes
     status, detail = _meaning(error)
     headers = {}
     if status >= 500:
@@ -170,7 +178,7 @@ async def loops_error_handler(request: Request, error: Exception) -> JSONRespons
         )
     if status == 503:
         asked = error.retry_after if isinstance(error, APIError) else None
-        headers["Retry-After"] = str(max(1, math.ceil(asked or 1)))
+        headers["Retry-After"] = str(math.ceil(asked or 1))
     content = {"detail": detail, "maybe_accepted": error.maybe_accepted}
     return JSONResponse(content, status, headers)
 
@@ -180,10 +188,16 @@ def _meaning(error: LoopsError) -> tuple[int, object]:
         return 422, list(error.problems)
     if isinstance(error, RecipientNotAllowedError):
         return 403, "The recipient is not allowed."
-    if isinstance(error, ConfigurationError):
-        return 500, "The event could not be sent."
-    if isinstance(error, TimeoutError):
-        return 504, "The event was not confirmed in time."
-    if error.retryable or not isinstance(error, APIError):
-        return 503, "The event could not be sent now."
-    return 502, "The event was refused."
+    wrong_file = isinstance(error, JournalError) and not error.retryable
+    refused = isinstance(error, APIError | ConnectFailedError)  # as a certificate is
+    if isinstance(error, ConfigurationError) or wrong_file:
+        status, detail = 500, "The event could not be sent."
+    elif isinstance(error, TimeoutError):
+        status, detail = 504, "The event could not be sent in time."
+    elif error.retryable or not refused:
+        status, detail = 503, "The event could not be sent now."
+    else:
+        status, detail = 502, "Loops did not take the event."
+    if error.maybe_accepted:
+        detail = "Whether Loops has the event is not known."
+    return status, detail

@@ -81,7 +81,7 @@ class InMemoryClient(AsyncLoopsClient):
             on_attempt=on_attempt,
         )
 
-    def _prepare(self) -> None:
+    def _import_late(self) -> None:
         from . import _delivery  # noqa: F401, PLC0415 - without aiohttp
 
     async def _connect(self) -> "_Memory":
@@ -144,8 +144,7 @@ class _Memory:
         if answer is None:
             text = "the sandbox broke the connection"
             return ConnectionLostError(text, retryable=True, maybe_accepted=True)
-        headers = CIMultiDict(answer.headers)
-        headers.setdefault("Content-Type", answer.content_type)
+        headers = CIMultiDict({"Content-Type": answer.content_type, **answer.headers})
         return Answer(
             answer.status,
             headers,

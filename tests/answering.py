@@ -5,12 +5,11 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeAlias
 
-from loops_async import AsyncLoopsClient, LoopsError
+from loops_async import AsyncLoopsClient, LoopsError, testing
 from loops_async._client import Receipt
 from loops_async.sandbox import Sandbox
 
@@ -204,20 +203,9 @@ async def failure(send: Awaitable[Receipt]) -> LoopsError:
 @contextmanager
 def sandbox_beside(**settings: Any) -> Iterator[Sandbox]:
     """Run a sandbox in a thread of its own, for other loops and processes."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    sandbox = Sandbox(**{"api_key": KEY, "rate_limit": None, **settings})
-    try:
-        asyncio.run_coroutine_threadsafe(sandbox.start(), loop).result()
-        try:
-            yield sandbox
-        finally:
-            asyncio.run_coroutine_threadsafe(sandbox.aclose(), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    given = {"api_key": KEY, "rate_limit": None, **settings}
+    with testing.serving(Sandbox(**given)) as sandbox:
+        yield sandbox
 
 
 def run_script(text: str, sandbox: Sandbox, *options: str) -> tuple[int, str, str]:

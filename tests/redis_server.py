@@ -1,6 +1,7 @@
 """A real Redis in a process of its own, with nothing on the disk."""
 
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -37,10 +38,14 @@ class RedisServer:
             [PROGRAM, *settings, "--dir", self._folder.name],
             stdout=subprocess.DEVNULL,
         )
-        while not self._socket.exists():
+        while not self._listens():
             assert self._process.poll() is None
             time.sleep(0.005)
         return self
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as one:
+            return one.connect_ex(str(self._socket)) == 0
 
     def __exit__(
         self,

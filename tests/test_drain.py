@@ -28,7 +28,7 @@ from loops_async import (
 )
 from loops_async._delivery import Delivery
 from loops_async._drain import KNOWN_FOR, Drain
-from loops_async._journal import OUTBOX, Journal, Row, _gather
+from loops_async._journal import OUTBOX, Ids, Journal, Row
 from loops_async._settings import Secret
 from loops_async._store import _commit, _Order
 from loops_async._wire import Answer, Call
@@ -45,6 +45,7 @@ class InMemory(Journal):
         self.cut_off = False
         self._kept: list[_Order[Any]] = []
         self._adding = []
+        self._ids = Ids()
         self._store = self  # type: ignore[assignment]
         self.do = self._do
 
@@ -57,7 +58,7 @@ class InMemory(Journal):
         return done
 
     def wake(self) -> None:
-        _gather(self._adding, self)  # type: ignore[arg-type]
+        raise NotImplementedError
 
     def _try(self, order: _Order[Any]) -> None:
         _commit(Path("memory"), self.db, [order])

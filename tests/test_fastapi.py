@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from loops_async import (
     JournalError,
     LoopsError,
     RetryPolicy,
+    _worker_outbox,
     errors,
 )
 from loops_async.fastapi import (
@@ -116,11 +119,24 @@ def test_a_relative_path_stays_where_it_was(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with TestClient(app_of(partial(loops_lifespan, outbox="events.db"))) as web:
+    monkeypatch.setattr(_worker_outbox, "LOOK_EVERY", 0.01)
+    app = app_of(partial(loops_lifespan, outbox="events.db"))
+    with TestClient(app) as web:
         monkeypatch.chdir("/")
         put(web, 1)
+        with TestClient(
+            app_of(
+                partial(
+                    loops_lifespan,
+                    outbox=tmp_path / "events.db",
+                    client=partial(AsyncLoopsClient, rate_limit=0.001),
+                    grace=0.0,
+                )
+            )
+        ) as other:
+            assert [put(other, number) for number in (2, 3)] == ["events.1.db"] * 2
+        eventually(lambda: sorted(sent(sandbox)) == [1, 2, 3])  # where it was, too
     assert outboxes.rows(tmp_path / "events.db") == []
-    assert sent(sandbox) == [1]
 
 
 @pytest.mark.parametrize("yields", [False, True])
@@ -178,9 +194,12 @@ def test_an_app_that_is_mounted_prefers_its_own(sandbox: Sandbox) -> None:
     below, other = app_of(None), InMemoryClient()
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with loops_lifespan(app), loops_lifespan(below, client=lambda: other):
-            yield
+    async def lifespan(app: Starlette) -> AsyncIterator[Mapping[str, Any]]:
+        async with (
+            loops_lifespan(app) as state,  # which the one below sees, too
+            loops_lifespan(below, client=lambda: other),
+        ):
+            yield state
 
     app = app_of(lifespan)
     app.mount("/below", below)
@@ -303,7 +322,7 @@ def test_what_is_not_there_is_said(sandbox: Sandbox, lifespan: Any, call: str) -
     name = {"send": "client", "put": "outbox"}[call]
     with pytest.raises(
         ConfigurationError,
-        match=f"no loops_{name}: the app runs without loops_lifespan, or that without",
+        match=f"the app has no loops_{name}: it did not run loops_lifespan",
     ):
         {"send": get_client, "put": get_outbox}[call](Request(scope_of(app_of(None))))
     assert sandbox.events == []
@@ -326,6 +345,23 @@ def test_an_app_does_not_start_without_a_key(
     with pytest.raises(ConfigurationError, match="LOOPS_API_KEY"):
         TestClient(app_of(partial(loops_lifespan, outbox=path))).__enter__()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("grace", [-1, math.nan, "10"])
+def test_an_app_does_not_start_with_a_grace_that_cannot_be(grace: Any) -> None:
+    with pytest.raises(ConfigurationError, match="grace must be seconds, not"):
+        TestClient(app_of(partial(loops_lifespan, grace=grace))).__enter__()
+
+
+@pytest.mark.parametrize("name", ["fastapi", "taskiq"])
+def test_without_its_extra_it_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"loops_async.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError) as told:
+        import_module(f"loops_async.{name}")
+    assert f"pip install 'loops-async[{name}]'" in told.value.__notes__[0]
 
 
 def test_what_makes_the_client_may_raise(path: Path) -> None:
@@ -369,8 +405,9 @@ gc.collect()
 
 INVALID = errors.InvalidEventError(problems=["email: must not be empty", "b: no"])
 FROM_LOOPS = {"message": f"no {KEY} {EMAIL}", "body": f"{KEY} {EMAIL}".encode()}
-NOT_NOW, REFUSED = "The event could not be sent now.", "The event was refused."
-LATE = "The event was not confirmed in time."
+NEVER, NOT_NOW = "The event could not be sent.", "The event could not be sent now."
+LATE, REFUSED = "The event could not be sent in time.", "Loops did not take the event."
+MAYBE = "Whether Loops has the event is not known."
 TABLE: list[tuple[LoopsError, int, object, str | None]] = [
     (INVALID, 422, ["email: must not be empty", "b: no"], None),
     (
@@ -379,8 +416,9 @@ TABLE: list[tuple[LoopsError, int, object, str | None]] = [
         "The recipient is not allowed.",
         None,
     ),
-    (errors.ConfigurationError("no"), 500, "The event could not be sent.", None),
-    (errors.DeadlineExceededError("no", maybe_accepted=True), 504, LATE, None),
+    (errors.ConfigurationError("no"), 500, NEVER, None),
+    (errors.JournalError("no"), 500, NEVER, None),
+    (errors.DeadlineExceededError("no", maybe_accepted=True), 504, MAYBE, None),
     (errors.RequestTimeoutError("no", retryable=True), 504, LATE, None),
     *[
         (error, 503, NOT_NOW, "1")
@@ -389,17 +427,19 @@ TABLE: list[tuple[LoopsError, int, object, str | None]] = [
             errors.NotTriedError("no", retryable=True),
             errors.JournalError("no", retryable=True),
             errors.ConnectFailedError("no", retryable=True),
-            errors.ConnectionLostError("no", retryable=True, maybe_accepted=True),
             errors.TransportError("no"),
             errors.ServerError("no", status=500, retryable=True, **FROM_LOOPS),
             errors.RateLimitError("no", retryable=True, retry_after=0.2),
             LoopsError("no"),
         )
     ],
+    (errors.ConnectionLostError("no", maybe_accepted=True), 503, MAYBE, "1"),
+    (errors.ConnectFailedError("no"), 502, REFUSED, None),
+    (errors.APIError("no", maybe_accepted=True), 502, MAYBE, None),
     (errors.RateLimitError("no", retryable=True, retry_after=2.4), 503, NOT_NOW, "3"),
     (errors.ServerError("no", retryable=True, retry_after=90.0), 503, NOT_NOW, "90"),
     *[
-        (kind("no", status=400, maybe_accepted=True, **FROM_LOOPS), 502, REFUSED, None)
+        (kind("no", status=400, **FROM_LOOPS), 502, REFUSED, None)
         for kind in (
             errors.APIError,
             errors.BadRequestError,
@@ -452,6 +492,18 @@ def test_an_answer_for_each_error(
     assert not secrets_in(caplog.text)
 
 
+def test_what_is_not_ours_is_not_answered() -> None:
+    app = FastAPI()
+    app.add_exception_handler(Exception, loops_error_handler)
+
+    @app.get("/it")
+    async def raises() -> None:
+        raise LookupError("theirs")
+
+    with pytest.raises(LookupError, match="theirs"):
+        TestClient(app).get("/it")
+
+
 def secrets_in(text: str) -> list[str]:
     return [secret for secret in (KEY, EMAIL) if secret in text]
 
@@ -459,11 +511,11 @@ def secrets_in(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("faults", "settings", "status", "detail", "kind"),
     [
-        (["500-before"], {}, 503, NOT_NOW, "ServerError"),
-        (["502"], {}, 503, NOT_NOW, "ServerError"),
-        (["close-after"], {}, 503, NOT_NOW, "ConnectionLostError"),
-        (["hang-after"], {"timeout": 0.2}, 504, LATE, "RequestTimeoutError"),
-        (["hang-before"], {"deadline": 0.2}, 504, LATE, "DeadlineExceededError"),
+        (["500-before"], {}, 503, MAYBE, "ServerError"),
+        (["502"], {}, 503, MAYBE, "ServerError"),
+        (["close-after"], {}, 503, MAYBE, "ConnectionLostError"),
+        (["hang-after"], {"timeout": 0.2}, 504, MAYBE, "RequestTimeoutError"),
+        (["hang-before"], {"deadline": 0.2}, 504, MAYBE, "DeadlineExceededError"),
         (["429"], {}, 503, NOT_NOW, "RateLimitError"),
         ([], {"base_url": "http://127.0.0.1:9/api"}, 503, NOT_NOW, "ConnectFailed"),
         ([], {"api_key": "another"}, 502, REFUSED, "AuthenticationError"),

@@ -15,7 +15,7 @@ from answering import until
 from redis_server import RedisServer, needed
 from starlette.testclient import TestClient
 
-from loops_async import AsyncLoopsClient, Event
+from loops_async import AsyncLoopsClient, Event, SendReport
 from loops_async.sandbox import Sandbox
 from loops_async.testing import serving
 
@@ -27,6 +27,7 @@ FILES = dict(
 
 def test_each_file_is_used_by_a_test() -> None:
     assert list(FILES) == [
+        "hello",
         "app",
         "tasks",
         "jobs",
@@ -35,6 +36,7 @@ def test_each_file_is_used_by_a_test() -> None:
         "function",
         "test_signup",
     ]
+    assert {f"test_{name}" for name in FILES} <= set(globals())
 
 
 @pytest.fixture
@@ -58,6 +60,12 @@ def load(name: str) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_hello(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    load("hello")
+    event = sandbox.assert_event("signup", email="ada@example.com")
+    assert capsys.readouterr().out == f"{event.idempotency_key} 1\n"
 
 
 def test_app(sandbox: Sandbox) -> None:
@@ -85,10 +93,12 @@ def test_tasks(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
         async def main() -> None:
             await tasks.broker.startup()
             with subprocess.Popen(command) as worker:  # noqa: ASYNC220
-                await tasks.send_event.kiq(Event("signup", email="ada@example.com"))
-                await tasks.welcome.kiq(Event("welcome", email="ada@example.com"))
-                await until(lambda: sandbox.counts.accepted == 2)
-                worker.terminate()
+                try:
+                    await tasks.send_event.kiq(Event("signup", email="ada@example.com"))
+                    await tasks.welcome.kiq(Event("welcome", email="ada@example.com"))
+                    await until(lambda: sandbox.counts.accepted == 2)
+                finally:
+                    worker.terminate()
             await tasks.broker.shutdown()
 
         asyncio.run(main())
@@ -133,7 +143,11 @@ def test_old_signups(sandbox: Sandbox) -> None:
         for n in range(5):
             yield n, f"user{n}@example.com"
 
-    report = asyncio.run(load("old_signups").send_old(users()))
+    async def main() -> SendReport:
+        async with AsyncLoopsClient() as loops:
+            return await load("old_signups").send_old(loops, users())
+
+    report = asyncio.run(main())
     assert len(report.accepted) == 5
     sandbox.assert_event("signup", user_id=None, idempotency_key="old-signup-4")
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -388,6 +389,28 @@ def test_a_file_is_made_without_links_or_by_somebody_else(
     run(main())
     assert lines(path) == ["a"]
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_without_links_nobodys_file_is_replaced(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one that was made since it was looked for."""
+    made: list[int] = []
+
+    def no_link_but_a_file(new: Path, to: Path) -> None:
+        shutil.copy(new, to)
+        made.append(to.stat().st_ino)
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link_but_a_file)
+
+    async def main() -> None:
+        async with opened(path) as store:
+            await store.do(adds("a"))
+
+    run(main())
+    assert lines(path) == ["a"]
+    assert [path.stat().st_ino] == made
 
 
 def test_those_who_open_a_file_at_once_are_one_owner_and_the_others(

@@ -6,6 +6,7 @@ over a real Redis with workers of their own, which are killed.
 
 import asyncio
 import itertools
+import json
 import math
 import random
 import sys
@@ -13,12 +14,14 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import pytest
 import virtual
 import worker_app
 from elsewhere import Elsewhere
+from pydantic import BaseModel
 from redis.asyncio import Redis
 from redis_server import RedisServer, needed
 from servers import run
@@ -27,8 +30,11 @@ from taskiq import (
     AsyncBroker,
     BrokerMessage,
     InMemoryBroker,
+    ScheduledTask,
+    ScheduleSource,
     SimpleRetryMiddleware,
     SmartRetryMiddleware,
+    TaskiqDepends,
 )
 from taskiq.acks import AcknowledgeType
 from taskiq.brokers.inmemory_broker import InmemoryResultBackend
@@ -38,6 +44,8 @@ from taskiq.result import TaskiqResult
 from loops_async import (
     AsyncLoopsClient,
     BadRequestError,
+    ClientClosedError,
+    ConfigurationError,
     DeadlineExceededError,
     Event,
     IdempotencyConflictError,
@@ -47,7 +55,7 @@ from loops_async import (
 )
 from loops_async import taskiq as module
 from loops_async.sandbox import Behaviour, Sandbox
-from loops_async.taskiq import LoopsClient, SendEvent, add_loops
+from loops_async.taskiq import SendEvent, add_loops, get_client
 from loops_async.testing import InMemoryClient
 
 ONCE = RetryPolicy(attempts=1)
@@ -84,6 +92,16 @@ class Queue(AsyncBroker):
     def content(self) -> list[Any]:
         """Return the messages, read."""
         return [self.formatter.loads(message) for message in self.messages]
+
+
+class Keeping(ScheduleSource):
+    """Keeps nothing: what is planned is in what `schedule_by_time` returns."""
+
+    async def get_schedules(self) -> list[ScheduledTask]:
+        return []
+
+    async def add_schedule(self, schedule: ScheduledTask) -> None:
+        pass
 
 
 class Delivery:
@@ -123,11 +141,11 @@ async def started(broker: AsyncBroker) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def working(
-    client: AsyncLoopsClient, patience: float = 5.0
+    client: AsyncLoopsClient, deadline: float = 5.0
 ) -> AsyncIterator[tuple[Queue, SendEvent]]:
     """A queue and its only worker, whose client this is."""
     queue = Queue()
-    send_event = add_loops(queue, client=lambda: client, patience=patience)
+    send_event = add_loops(queue, client=lambda: client, deadline=deadline)
     async with started(queue):
         yield queue, send_event
 
@@ -212,7 +230,7 @@ def test_tasks_of_ones_own_take_events_and_the_client() -> None:
         async def welcome(
             number: int,
             event: Event,
-            loops: LoopsClient,
+            loops: AsyncLoopsClient = TaskiqDepends(get_client),
             other: Event | None = None,
             *,
             words: list[str],
@@ -265,7 +283,9 @@ def test_a_middleware_retries_tasks_of_ones_own_with_the_same_event(kind: str) -
             queue.add_middlewares(again(kind))
 
             @queue.task
-            async def welcome(event: Event, loops: LoopsClient) -> None:
+            async def welcome(
+                event: Event, loops: AsyncLoopsClient = TaskiqDepends(get_client)
+            ) -> None:
                 await loops.send_event(event)
 
             event = signup()
@@ -323,7 +343,7 @@ def test_what_may_work_later_goes_back_into_the_queue(kind: str) -> None:
     async def main() -> None:
         trouble, event = Trouble(kind), signup()
         loop = asyncio.get_running_loop()
-        async with working(trouble.client, patience=5.0) as (queue, send_event):
+        async with working(trouble.client, deadline=5.0) as (queue, send_event):
             queue.add_middlewares(again("simple"))
             task = await send_event.kiq(event)
             (before,) = queue.content()
@@ -588,13 +608,13 @@ def test_a_queue_that_takes_nothing_back_loses_nothing(
     assert "ada@" not in caplog.text
 
 
-@pytest.mark.parametrize("patience", [2.0, 100.0])
-def test_what_waits_when_the_worker_closes_goes_back_at_once(patience: float) -> None:
+@pytest.mark.parametrize("deadline", [2.0, 100.0])
+def test_what_waits_when_the_worker_closes_goes_back_at_once(deadline: float) -> None:
     # The one pauses between two runs, the other waits in the client.
     async def main() -> None:
         client, loop = InMemoryClient(), asyncio.get_running_loop()
         client.sandbox.down()
-        async with working(client, patience) as (queue, send_event):
+        async with working(client, deadline) as (queue, send_event):
             labels: Any = {"X-Taskiq-requeue": 6}
             for _ in range(10):
                 await send_event.kicker().with_labels(**labels).kiq(signup())
@@ -622,6 +642,177 @@ def test_what_is_cut_off_when_the_worker_closes_goes_back_as_ambiguous() -> None
         await delivery.ended()
         (message,) = queue.content()
         assert module._AMBIGUOUS in message.labels
+
+    virtual.run(main())
+
+
+@pytest.mark.parametrize("lists", [{}, UNKNOWN_LIST])
+def test_what_ends_within_the_grace_is_over_though_the_worker_closes(
+    lists: dict[str, bool],
+) -> None:
+    async def main() -> None:
+        client = InMemoryClient(Sandbox(rate_limit=None, latency=2.0))
+        async with working(client) as (queue, send_event):
+            await send_event.kiq(signup(mailing_lists=lists))
+            delivery = Delivery(queue, queue.messages.popleft())
+            await asyncio.sleep(1)
+        await delivery.ended()
+        assert not queue.messages
+        assert queue.result().is_err is bool(lists)
+
+    virtual.run(main())
+
+
+def test_a_worker_whose_client_cannot_be_made_says_why() -> None:
+    async def main() -> None:
+        queue = Queue()
+        add_loops(queue, client=lambda: AsyncLoopsClient(""))
+        with pytest.raises(ConfigurationError, match="api_key is empty"):
+            await queue.startup()
+        await queue.shutdown()
+
+    virtual.run(main())
+
+
+@pytest.mark.parametrize("deadline", [0, -1.0, math.nan, "120"])
+def test_a_deadline_that_cannot_be_is_refused_at_once(deadline: Any) -> None:
+    with pytest.raises(ConfigurationError, match="deadline must be a positive"):
+        add_loops(Queue(), deadline=deadline)
+
+
+def test_a_receiver_without_a_start_up_loses_nothing() -> None:
+    async def main() -> None:
+        client, queue = InMemoryClient(), Queue()
+        send_event = add_loops(queue, client=lambda: client)
+        queue.is_worker_process = False  # as for a receiver within an application
+        async with started(queue):
+            await send_event.kiq(signup())
+            await deliver(queue)
+            client.sandbox.assert_event("signup")
+        with pytest.raises(ClientClosedError):
+            await client.send_event(signup())
+
+    virtual.run(main())
+
+
+def test_a_task_of_ones_own_without_a_start_up_is_told_so() -> None:
+    async def main() -> None:
+        queue = Queue()
+        add_loops(queue, client=InMemoryClient)
+
+        @queue.task
+        async def own(loops: AsyncLoopsClient = TaskiqDepends(get_client)) -> None:
+            await loops.send_event(signup())
+
+        await own.kiq()
+        await deliver(queue)
+        assert isinstance(queue.result().error, ConfigurationError)
+        assert "not started as a worker's" in str(queue.result().error)
+
+    virtual.run(main())
+
+
+def test_a_record_that_a_task_cannot_read_is_not_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        queue, got = Queue(), []
+        add_loops(queue, client=InMemoryClient)
+
+        @queue.task
+        async def own(event: Event) -> None:
+            got.append(event)
+
+        record = {**event_to_record(signup()), "of_a_newer_version": 1}
+        enqueue: Any = own.kiq
+        async with started(queue):
+            await enqueue(record)
+            await deliver(queue)
+        assert got == [record]
+
+    virtual.run(main())
+    assert "of_a_newer_version: unknown" in caplog.text
+    assert "ada@example.com" not in caplog.text
+
+
+def test_loops_added_twice_is_one_client() -> None:
+    async def main() -> None:
+        queue, made = Queue(), []
+        for _ in range(2):
+            add_loops(queue, client=lambda: made.append(InMemoryClient()) or made[-1])
+        async with started(queue):
+            assert len(made) == 1
+
+    virtual.run(main())
+
+
+def test_an_event_is_not_enqueued_before_the_start() -> None:
+    async def main() -> None:
+        queue = Queue()
+        send_event = add_loops(queue, client=InMemoryClient)
+        with pytest.raises(ConfigurationError, match=r"broker\.startup\(\) before"):
+            await send_event.kiq(signup())
+        assert not queue.messages
+
+    virtual.run(main())
+
+
+def test_labels_do_not_make_it_lose_an_event() -> None:
+    labels = {"timeout": 1, "ack_type": "when_received", "retry_on_error": True}
+
+    async def main() -> None:
+        sandbox = Sandbox(rate_limit=None)
+        sandbox.down()
+        async with working(InMemoryClient(sandbox)) as (queue, send_event):
+            await send_event.kicker().with_labels(mine="x", **labels).kiq(signup())
+            await deliver(queue)
+            sandbox.down(False)
+            (message,) = queue.content()
+            assert message.labels["mine"] == "x"
+            await deliver(queue)
+            sandbox.assert_event("signup")
+
+    virtual.run(main())
+
+
+def test_events_go_within_other_things_and_into_a_schedule() -> None:
+    class Order(BaseModel):
+        event: Event
+        lines: list[Event]
+
+    async def main() -> None:
+        queue, first, second = Queue(), signup(), signup()
+        send_event = add_loops(queue, client=InMemoryClient)
+        got: list[Order] = []
+
+        @queue.task
+        async def take(order: Order) -> None:
+            got.append(order)
+
+        async with started(queue):
+            await take.kiq(Order(event=first, lines=[second]))
+            await deliver(queue)
+            when = datetime.now(UTC)
+            planned = await send_event.schedule_by_time(Keeping(), when, first)
+        assert got == [Order(event=first, lines=[second])]
+        assert json.loads(planned.task.model_dump_json())["args"] == [
+            event_to_record(first)
+        ]
+
+    virtual.run(main())
+
+
+def test_after_a_shutdown_an_outage_keeps_nothing_busy() -> None:
+    async def main() -> None:
+        sandbox = Sandbox(rate_limit=None)
+        sandbox.down()
+        async with working(InMemoryClient(sandbox)) as (queue, send_event):
+            await send_event.kiq(signup())
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for _ in range(4):
+            await deliver(queue)
+        assert loop.time() - began >= 1 + 2 + 4 + 8
 
     virtual.run(main())
 

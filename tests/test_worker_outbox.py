@@ -130,7 +130,7 @@ def test_what_another_worker_left_is_adopted(
 
 
 def test_what_is_no_orphan_is_left_alone(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In use, damaged, something else, or empty; and it looks behind them."""
     monkeypatch.setattr(_worker_outbox, "LOOK_EVERY", 0.01)
@@ -151,27 +151,54 @@ def test_what_is_no_orphan_is_left_alone(
                 await outbox.put_many(events(3))
                 async with worker(path, sandbox):
                     await until(lambda: len(sandbox.events) == 2)
+                    # Before the one it was at: it has to look a second time.
+                    await leave(done, 1, first=2)
+                    await until(lambda: len(sandbox.events) == 3)
                 assert outbox.stats().pending == 3
-            assert len(sandbox.events) == 2
+            assert len(sandbox.events) == 3
         assert states(used) == ["pending"] * 3
         assert (damaged.read_bytes(), foreign.read_bytes()) == before
         assert (rows(done), rows(left)) == ([], [])
 
-    run(main())
+    with caplog.at_level(logging.WARNING, "loops_async"):
+        run(main())
+    told = [one for one in caplog.messages if "a worker has left" in one]
+    sending = [one for one in told if one.startswith("sending")]
+    assert len(sending) == 2, told  # of neither the one in use nor the empty one
+    for path_of in (damaged, foreign):
+        (once,) = [one for one in told if f"{path_of} is " in one]
+        assert once.startswith("what a worker has left cannot be sent: ")
+    assert len(told) == 4, told  # each once, however often it looks
 
 
-def test_a_gap_ends_the_family(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_behind_a_gap_is_found_and_another_is_no_file_of_the_family(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_worker_outbox, "LOOK_EVERY", 0.01)
-    near, far = path.with_name("events.1.db"), path.with_name("events.3.db")
+    far, other = path.with_name("events.3.db"), path.with_name("events.old.db")
 
     async def main() -> None:
-        await leave(near, 1)
+        await leave(other, 1)
         await leave(far, 1, first=1)
         async with Sandbox(rate_limit=None) as sandbox:
             async with worker(path, sandbox):
                 await until(lambda: sandbox.events)
-            assert numbers(sandbox) == [0]
-        assert states(far) == ["pending"]
+            assert numbers(sandbox) == [1]
+        assert states(other) == ["pending"]
+
+    run(main())
+
+
+def test_more_files_in_use_than_there_can_be_workers_is_an_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_worker_outbox, "_MOST", 2)
+
+    async def main() -> None:
+        async with Sandbox() as sandbox, worker(path, sandbox), worker(path, sandbox):
+            with pytest.raises(JournalError, match="and 1 more files are all in use"):
+                await worker(path, sandbox).__aenter__()
+        assert not path.with_name("events.2.db").exists()
 
     run(main())
 

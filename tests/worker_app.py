@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from redis.asyncio import Redis
-from taskiq import TaskiqMessage, TaskiqMiddleware
+from taskiq import TaskiqDepends, TaskiqMessage, TaskiqMiddleware
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 from loops_async import AsyncLoopsClient, Event, RetryPolicy
-from loops_async.taskiq import LoopsClient, SendEvent, add_loops
+from loops_async.taskiq import SendEvent, add_loops, get_client
 
 SETTINGS = "WORKER_APP"
 DELIVERIES = "deliveries"
 
 
 def make(
-    redis: str, url: str, key: str, *, patience: float = 20.0, **queue: Any
+    redis: str, url: str, key: str, *, deadline: float = 20.0, **queue: Any
 ) -> tuple[RedisStreamBroker, SendEvent]:
     """Make the broker, and the task that sends.
 
@@ -35,7 +35,7 @@ def make(
         redis: Its URL.
         url: Of the sandbox, like the key.
         key: Of the API.
-        patience: As in add_loops.
+        deadline: As in add_loops.
         queue: As in RedisStreamBroker.
     """
     quick = {"xread_block": 50, "xread_count": 10, "unacknowledged_lock_timeout": 1.0}
@@ -53,7 +53,7 @@ def make(
             retry=RetryPolicy(base=0.05, cap=1.0),
         )
 
-    send_event = add_loops(broker, client=client, patience=patience)
+    send_event = add_loops(broker, client=client, deadline=deadline)
     broker.add_middlewares(_Counting(broker))
 
     @broker.task("tick")
@@ -61,7 +61,9 @@ def make(
         """Be a new message, which has the broker look for old ones."""
 
     @broker.task("welcome")
-    async def welcome(event: Event, loops: LoopsClient) -> str:
+    async def welcome(
+        event: Event, loops: AsyncLoopsClient = TaskiqDepends(get_client)
+    ) -> str:
         return (await loops.send_event(event)).idempotency_key
 
     return broker, send_event

@@ -37,7 +37,8 @@ def describe(
     found = len(matching(events, wanted))
     lines = [f"expected {expected} with {asked}; {found} arrived"]
     if not events:
-        lines.append("no event arrived at all")
+        hint = "is an await missing, or an outbox still sending?"
+        lines.append(f"no event arrived at all: {hint}")
     else:
         lines.append(f"{len(events)} arrived in all:")
     lines.extend(f"  {_line(event)}" for event in events[-_SHOWN:])

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import socket
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -366,3 +368,26 @@ def test_a_sandbox_works_under_uvloop() -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(stage())
+
+
+@pytest.mark.parametrize("ticks", range(6))
+def test_stopping_drops_what_was_accepted_just_now(ticks: int) -> None:
+    async def main() -> None:
+        sandbox = Sandbox()
+        await sandbox.start()
+        address = ("127.0.0.1", urllib.parse.urlsplit(sandbox.url).port)
+        with contextlib.ExitStack() as stack:
+            sockets = [socket.socket() for _ in range(5)]
+            for one in sockets:
+                stack.enter_context(contextlib.closing(one))
+                one.setblocking(False)
+                one.connect_ex(address)
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            await sandbox.aclose()
+            for one in sockets:
+                one.settimeout(10)
+                with contextlib.suppress(ConnectionError):
+                    assert one.recv(1) == b""
+
+    asyncio.run(main())

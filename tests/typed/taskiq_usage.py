@@ -9,7 +9,7 @@ from typing import Annotated, Any, assert_type
 from taskiq import AsyncTaskiqTask, Context, InMemoryBroker, TaskiqDepends
 
 from loops_async import AsyncLoopsClient, Event
-from loops_async.taskiq import LoopsClient, SendEvent, add_loops, get_client
+from loops_async.taskiq import SendEvent, add_loops, get_client
 
 broker = InMemoryBroker()
 send_event = add_loops(broker)
@@ -20,11 +20,13 @@ def client() -> AsyncLoopsClient:
     return AsyncLoopsClient(rate_limit=5)
 
 
-add_loops(broker, client=client, patience=60)
+add_loops(broker, client=client, deadline=60)
 
 
 @broker.task
-async def welcome(event: Event, loops: LoopsClient) -> int:
+async def welcome(
+    event: Event, loops: AsyncLoopsClient = TaskiqDepends(get_client)
+) -> int:
     assert_type(loops, AsyncLoopsClient)
     return (await loops.send_event(event)).attempts
 
@@ -50,8 +52,8 @@ async def mistakes(event: Event, context: Context) -> None:
     add_loops(broker, client)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     add_loops(broker, client=client())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     add_loops(broker, client=enqueue)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    add_loops(broker, patience="4 minutes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    add_loops(broker, patience=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add_loops(broker, deadline="4 minutes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    add_loops(broker, deadline=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     send_event.kiq(event)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     await send_event.kiq()  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
     await send_event.kiq("signup")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
