@@ -689,7 +689,7 @@ def stop_under_load(
 
 
 @not_on_windows
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_an_app_that_is_stopped_under_load_loses_nothing(
     tmp_path: Path, record_property: Any, workers: int
 ) -> None:
