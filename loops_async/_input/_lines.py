@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -209,8 +210,8 @@ class _Grammar:
         mark = re.escape(delimiter.encode())
         quoted = rb'"' + _INSIDE + rb'"'
         cell = rb"(?:" + quoted + rb'|[^"\n' + mark + rb']*+(?!"))'
-        more = rb"(?:" + mark + cell + rb")*+"
-        before = rb"(?:" + cell + mark + rb")*+"
+        more = rb"(?:" + mark + cell + rb")*" + _ONCE
+        before = rb"(?:" + cell + mark + rb")*" + _ONCE
         return cls(
             delimiter,
             re.compile(cell + more + rb"\r?\n?"),
@@ -218,7 +219,10 @@ class _Grammar:
         )
 
 
-_INSIDE: Final = rb'[^"]*+(?:""[^"]*+)*+'
+# Groups that give nothing back match too little before CPython 3.11.5
+# (https://github.com/python/cpython/issues/106052).
+_ONCE: Final = b"+" if sys.version_info >= (3, 11, 5) else b""
+_INSIDE: Final = rb'[^"]*+(?:""[^"]*+)*' + _ONCE
 _inside = re.compile(_INSIDE).fullmatch
 
 
