@@ -158,7 +158,7 @@ def test_what_is_no_orphan_is_left_alone(
             assert len(sandbox.events) == 3
         assert states(used) == ["pending"] * 3
         assert (damaged.read_bytes(), foreign.read_bytes()) == before
-        assert (rows(done), rows(left)) == ([], [])
+        assert rows(left) == []  # what was in the other may not be noted yet
 
     with caplog.at_level(logging.WARNING, "loops_async"):
         run(main())
