@@ -10,7 +10,6 @@ runs faster, so that all that is left gets through and can be counted.
 import asyncio
 import contextlib
 import json
-import multiprocessing
 import os
 import re
 import statistics
@@ -23,7 +22,7 @@ from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import aiohttp
 from fastapi import FastAPI
@@ -34,7 +33,7 @@ from loops_async.sandbox import Sandbox
 
 from .answering import pin
 from .backfill import on_disk
-from .processes import Load
+from .processes import Load, beside
 from .table import Row, promise, show
 
 LIMIT, IN_FLIGHT = 10, 500
@@ -138,21 +137,6 @@ class App:
 
 
 # Processes beside it
-
-
-@contextlib.contextmanager
-def beside(work: Any, *arguments: object) -> Iterator[Connection]:
-    """Run something in a process of its own; yields what to talk to it with."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=work, args=(there, *arguments), daemon=True)
-    process.start()
-    there.close()
-    try:
-        yield here
-    finally:
-        process.kill()
-        process.join()
 
 
 def _loops(pipe: Connection) -> None:

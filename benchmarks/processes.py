@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any, TypeVar
@@ -25,6 +25,21 @@ class Load:
         """Return how much of one core was used since it was made."""
         spent = time.process_time() - self._spent
         return spent / (time.monotonic() - self._began)
+
+
+@contextlib.contextmanager
+def beside(work: Callable[..., None], *arguments: object) -> Iterator[Connection]:
+    """Run something in a process of its own; yields what to talk to it with."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(there, *arguments), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        process.kill()
+        process.join()
 
 
 def together(

@@ -6,7 +6,6 @@ times are those of time.monotonic, which the processes of a machine share.
 
 import asyncio
 import contextlib
-import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ import attrs
 from loops_async.sandbox import Sandbox
 
 from .answering import pin
-from .processes import Load
+from .processes import Load, beside
 
 Settings: TypeAlias = dict[str, Any]
 _COLLECT = 0.2  # seconds; the sandbox forgets old requests, and their bodies
@@ -86,16 +85,8 @@ class Sandboxes:
 @contextlib.contextmanager
 def sandboxes(settings: Sequence[Settings]) -> Iterator[Sandboxes]:
     """Start a sandbox for each of the settings; yields when all listen."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, settings), daemon=True)
-    process.start()
-    there.close()
-    try:
-        yield Sandboxes(here.recv(), here)
-    finally:
-        process.kill()
-        process.join()
+    with beside(_serve, settings) as pipe:
+        yield Sandboxes(pipe.recv(), pipe)
 
 
 def _serve(pipe: Connection, settings: Sequence[Settings]) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -17,6 +17,7 @@ from ._fanout import FanOut, stops
 from ._journal import ACCEPTED, DUPLICATE, REJECTED, UNKNOWN, Journal, Row
 from ._outcomes import Receipt
 from ._retry import Tried
+from ._store import looked_at
 from .errors import ClientClosedError, JournalError, LoopsError
 
 if TYPE_CHECKING:
@@ -210,8 +211,3 @@ def _line(error: LoopsError) -> str:
     """Return it as a text that any file takes: a header may be no UTF-8."""
     said = str(error.args[0]).encode(errors="backslashreplace").decode()
     return f"{type(error).__name__}: {said}"
-
-
-def looked_at(done: "asyncio.Future[Any]") -> object:
-    """Return what went wrong, so that nobody misses that it was looked at."""
-    return done.cancelled() or done.exception()

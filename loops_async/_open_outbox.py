@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from ._drain import Drain, looked_at
+from ._drain import Drain
 from ._fanout import LOOK_AHEAD
 from ._journal import (
     ACCEPTED,
@@ -26,6 +26,7 @@ from ._journal import (
     New,
     Row,
 )
+from ._store import looked_at
 from .errors import ClientClosedError, ConfigurationError
 
 if TYPE_CHECKING:

@@ -127,7 +127,7 @@ class Store:
             await asyncio.shield(self._opened)
         except asyncio.CancelledError:
             self._inbox.put(None)  # or the file would be held for nobody
-            self._opened.add_done_callback(_looked_at)
+            self._opened.add_done_callback(looked_at)
             raise
 
     def do(
@@ -255,8 +255,9 @@ def _serve(
         tell(message.set_result, None)
 
 
-def _looked_at(opened: "asyncio.Future[None]") -> None:
-    opened.exception()  # nobody waits for it any more
+def looked_at(done: "asyncio.Future[Any]") -> object:
+    """Return what went wrong, so that nobody misses that it was looked at."""
+    return done.cancelled() or done.exception()
 
 
 def _nothing(_: Connection) -> None:

@@ -25,7 +25,7 @@ from ._retry import Attempt, RetryPolicy
 from ._settings import Secret
 from ._wire import Answer, Call
 from .errors import ConnectionLostError, RequestTimeoutError, TransportError
-from .sandbox import Sandbox, SandboxRequest
+from .sandbox import Sandbox
 from .sandbox import _wire as sandbox_wire
 from .sandbox._world import pause
 
@@ -183,15 +183,12 @@ class _Memory:
             answer, fault = await world.meet(sent, delays.processing)
             after = delays.after
         world.record(
-            SandboxRequest(
-                method=call.method,
-                path=url.raw_path_qs,
-                headers=headers,
-                body=body,
-                status=None if answer is None else answer.status,
-                fault=fault,
-                at=world.now(),
-            )
+            method=call.method,
+            path=url.raw_path_qs,
+            headers=headers,
+            body=body,
+            answer=answer,
+            fault=fault,
         )
         if fault is not None and fault.startswith("hang-"):
             return None, True

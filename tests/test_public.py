@@ -155,3 +155,10 @@ def test_importing_configures_no_logging() -> None:
         "print(ours.level, ours.handlers, logging.getLogger().handlers)"
     )
     assert seen == "0 [] []"
+
+
+def test_what_is_imported_late_is_there_all_the_same() -> None:
+    assert sys.modules["loops_async"].__getattr__("errors") is errors
+    assert {"AsyncLoopsClient", "errors", "__name__"} < set(dir(loops_async))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = loops_async.nothing

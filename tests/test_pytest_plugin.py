@@ -1,14 +1,11 @@
 """The fixtures, in runs of pytest of their own."""
 
 import json
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-import loops_async
 
 # A run within this process forgets what it was the first to import.
 from loops_async import Outbox, _transport, errors, testing  # noqa: F401
@@ -524,10 +521,3 @@ def pytest_sessionfinish():
         "loops_async._pytest_plugin",
         "loops_async._version",
     }
-
-
-def test_what_is_imported_late_is_there_all_the_same() -> None:
-    assert sys.modules["loops_async"].__getattr__("errors") is errors
-    assert {"AsyncLoopsClient", "errors", "__name__"} < set(dir(loops_async))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = loops_async.nothing

@@ -11,7 +11,6 @@ from aiohttp import web
 
 from . import _wire
 from ._control import PREFIX, control
-from ._records import SandboxRequest
 from ._wire import API, Answer, Call, failure
 from ._world import World, pause
 
@@ -159,15 +158,12 @@ class Edge:
         fault: str | None,
     ) -> None:
         self.world.record(
-            SandboxRequest(
-                method=request.method,
-                path=request.raw_path,
-                headers=request.headers,
-                body=body,
-                status=None if answer is None else answer.status,
-                fault=fault,
-                at=self.world.now(),
-            )
+            method=request.method,
+            path=request.raw_path,
+            headers=request.headers,
+            body=body,
+            answer=answer,
+            fault=fault,
         )
 
 

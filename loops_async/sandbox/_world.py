@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -156,8 +156,26 @@ class World:
         headers = {**answer.headers, **rate_headers(self.limit, 0)}
         return attrs.evolve(answer, headers=headers)
 
-    def record(self, request: SandboxRequest) -> None:
-        """Log a request whose fate is settled."""
+    def record(
+        self,
+        *,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        answer: Answer | None,
+        fault: str | None,
+    ) -> None:
+        """Log a request whose fate is settled now."""
+        request = SandboxRequest(
+            method=method,
+            path=path,
+            headers=headers,
+            body=body,
+            status=None if answer is None else answer.status,
+            fault=fault,
+            at=self.now(),
+        )
         self.requests.append(request)
         self._statuses[request.status] += 1
         if request.fault is not None:

@@ -1,6 +1,5 @@
 """A sandbox that runs beside the test, and commands run against it."""
 
-import asyncio
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from loops_async.cli._main import cli
 from loops_async.sandbox import Sandbox
+from loops_async.testing import serving
 
 API_KEY = "sk-not-to-be-seen-7f3a"
 LIST = "cm06f5v0e45nf0ml5754o9cix"
@@ -24,20 +24,8 @@ NOTHING: Mapping[str, str | None] = {}
 @contextmanager
 def running(**settings: Any) -> Iterator[Sandbox]:
     """Run a sandbox in a thread of its own, as another process would."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    sandbox = Sandbox(**{"api_key": API_KEY, **settings})
-    try:
-        asyncio.run_coroutine_threadsafe(sandbox.start(), loop).result()
-        try:
-            yield sandbox
-        finally:
-            asyncio.run_coroutine_threadsafe(sandbox.aclose(), loop).result()
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with serving(Sandbox(**{"api_key": API_KEY, **settings})) as sandbox:
+        yield sandbox
 
 
 def environment(sandbox: Sandbox | None) -> dict[str, str | None]:
