@@ -87,8 +87,8 @@ def journalled(path: Path) -> Row:
 
 async def _backfilled(path: Path, *, journal: bool) -> Row:
     # Here, as the process that only reads should not have it in memory.
-    from loops_async._backfill import Backfill  # noqa: PLC0415
-    from loops_async._input import Reading  # noqa: PLC0415
+    from loops_async._backfill.backfill import Backfill  # noqa: PLC0415
+    from loops_async._backfill.input import InputOptions  # noqa: PLC0415
 
     asked: list[tuple[float, Preview]] = []
 
@@ -97,8 +97,8 @@ async def _backfilled(path: Path, *, journal: bool) -> Row:
         return False
 
     async with AsyncLoopsClient("key") as loops:
-        reading = Reading(types={"amount": "number"})
-        run = Backfill(path, loops, reading=reading, confirm=confirm)
+        reading = InputOptions(types={"amount": "number"})
+        run = Backfill(path, loops, input_options=reading, confirm=confirm)
         began = time.perf_counter()
         if journal:
             await run.run()

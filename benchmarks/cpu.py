@@ -12,8 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 from loops_async import AsyncLoopsClient, RateLimiter
+from loops_async._events.rules import PropertyValue
 from loops_async._json import dumps, strict_dumps
-from loops_async._values import PropertyValue
 
 from . import baseline
 from .answering import answering, pin

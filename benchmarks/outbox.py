@@ -26,7 +26,7 @@ import aiosqlite
 from persistqueue import SQLiteAckQueue
 
 from loops_async import AsyncLoopsClient, Event, Outbox, RateLimiter
-from loops_async._journal import EVENTS, Journal
+from loops_async._journal.journal import EVENTS, Journal
 
 from .answering import answering
 from .backfill import file_system, on_disk

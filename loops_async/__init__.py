@@ -7,21 +7,21 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import errors as errors
-    from ._backfill import BackfillReport, Progress, backfill
+    from ._backfill.backfill import BackfillReport, Progress, backfill
+    from ._backfill.input import InputOptions
+    from ._backfill.preview import Preview
     from ._client import AsyncLoopsClient
-    from ._codec import event_from_record, event_to_record
-    from ._events import Event
-    from ._input import Reading
-    from ._journal import Failure
-    from ._limiter import RateLimiter
-    from ._open_outbox import OutboxStats
-    from ._outbox import Outbox
-    from ._outcomes import Outcome, Receipt, SendReport
-    from ._preview import Preview
-    from ._retry import Attempt, RetryPolicy
-    from ._stats import ClientStats
-    from ._values import PropertyValue
-    from ._wire import RateLimit
+    from ._events.codec import event_from_record, event_to_record
+    from ._events.event import Event
+    from ._events.rules import PropertyValue
+    from ._http.protocol import RateLimit
+    from ._journal.journal import Failure
+    from ._outbox.outbox import Outbox
+    from ._outbox.session import OutboxStats
+    from ._pacing.rate_limiter import RateLimiter
+    from ._pacing.retry_policy import RetryPolicy
+    from ._sending.outcomes import Attempt, Outcome, Receipt, SendReport
+    from ._sending.stats import ClientStats
     from .errors import (
         APIError,
         AuthenticationError,
@@ -64,6 +64,7 @@ __all__ = [
     "Failure",
     "ForbiddenError",
     "IdempotencyConflictError",
+    "InputOptions",
     "InvalidEventError",
     "JournalError",
     "LoopsError",
@@ -79,7 +80,6 @@ __all__ = [
     "RateLimit",
     "RateLimitError",
     "RateLimiter",
-    "Reading",
     "Receipt",
     "RecipientNotAllowedError",
     "RequestTimeoutError",
@@ -98,26 +98,26 @@ __all__ = [
 # does not use it, or an application without an outbox, should not pay for it.
 _HOMES = {
     "AsyncLoopsClient": "_client",
-    "Attempt": "_retry",
-    "BackfillReport": "_backfill",
-    "ClientStats": "_stats",
-    "Event": "_events",
-    "Failure": "_journal",
-    "Outbox": "_outbox",
-    "OutboxStats": "_open_outbox",
-    "Outcome": "_outcomes",
-    "Preview": "_preview",
-    "Progress": "_backfill",
-    "PropertyValue": "_values",
-    "RateLimit": "_wire",
-    "RateLimiter": "_limiter",
-    "Reading": "_input",
-    "Receipt": "_outcomes",
-    "RetryPolicy": "_retry",
-    "SendReport": "_outcomes",
-    "backfill": "_backfill",
-    "event_from_record": "_codec",
-    "event_to_record": "_codec",
+    "Attempt": "_sending.outcomes",
+    "BackfillReport": "_backfill.backfill",
+    "ClientStats": "_sending.stats",
+    "Event": "_events.event",
+    "Failure": "_journal.journal",
+    "Outbox": "_outbox.outbox",
+    "OutboxStats": "_outbox.session",
+    "Outcome": "_sending.outcomes",
+    "Preview": "_backfill.preview",
+    "Progress": "_backfill.backfill",
+    "PropertyValue": "_events.rules",
+    "RateLimit": "_http.protocol",
+    "RateLimiter": "_pacing.rate_limiter",
+    "InputOptions": "_backfill.input",
+    "Receipt": "_sending.outcomes",
+    "RetryPolicy": "_pacing.retry_policy",
+    "SendReport": "_sending.outcomes",
+    "backfill": "_backfill.backfill",
+    "event_from_record": "_events.codec",
+    "event_to_record": "_events.codec",
 }
 
 

@@ -28,27 +28,29 @@ from typing import (
 import attrs
 import cattrs
 
-from . import _settings
-from ._codec import encode, make_converter
-from ._events import Event
-from ._fanout import FanOut, OutcomeT, Source
-from ._lane import Lane, Record
-from ._limiter import RateLimiter
-from ._order import Sendable
-from ._outcomes import Outcome, Receipt, SendReport
-from ._recipients import recipients
-from ._request import checked_json, request_call
-from ._retry import Attempt, RetryPolicy
-from ._settings import KeySource
-from ._stats import ClientStats, Counts
-from ._values import NOTHING, PropertyValue
-from ._wire import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Call, rate_limit
+from ._checks import checked_count, checked_hook, checked_seconds, checked_type
+from ._events.allow_list import recipients
+from ._events.codec import encode, make_converter
+from ._events.event import Event
+from ._events.rules import NOTHING, PropertyValue
+from ._http.address import checked_base_url, proxy_for
+from ._http.api_key import KeySource, hide_api_key, key_source
+from ._http.protocol import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Request, rate_limit
+from ._http.request import checked_json, request_call
+from ._pacing.rate_limiter import RateLimiter
+from ._pacing.retry_policy import RetryPolicy
+from ._pacing.shared import limiter_for
+from ._sending.bulk import FanOut, OutcomeT, Source
+from ._sending.bulk_run import BulkRun, Record
+from ._sending.ordering import Sendable
+from ._sending.outcomes import Attempt, Outcome, Receipt, SendReport
+from ._sending.stats import ClientStats, Counts
 from .errors import ClientClosedError, ConfigurationError, LoopsError
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-    from ._delivery import Carrier, Delivery
+    from ._sending.delivery import Delivery, Transport
 
 
 class Stored(Sendable, Protocol):
@@ -127,34 +129,30 @@ class AsyncLoopsClient:
         self._deliveries: dict[asyncio.AbstractEventLoop, Delivery] = {}
         self._latest: Delivery | None = None
         self._past = Counts()  # of event loops that are closed
-        self._lanes: set[Lane] = set()  # of the runs
+        self._lanes: set[BulkRun] = set()  # of the runs
         self._closed = False
-        key = _settings.hidden(api_key)
+        key = hide_api_key(api_key)
         del api_key  # should anything below raise, no local here shows it
-        self._base_url = _settings.checked_base_url(base_url)
+        self._base_url = checked_base_url(base_url)
         self._events_url = self._base_url + EVENTS_PATH
-        self._timeout = _settings.checked_seconds("timeout", timeout)
-        self._deadline = _settings.checked_seconds("deadline", deadline)
+        self._timeout = checked_seconds("timeout", timeout)
+        self._deadline = checked_seconds("deadline", deadline)
         self._recipients = recipients(allowed_recipients)
-        self._dry_run = _settings.checked_type("dry_run", dry_run, bool)
+        self._dry_run = checked_type("dry_run", dry_run, bool)
         self._api_key: KeySource = ""
         if not dry_run:
-            self._api_key = _settings.key_source(key)
-            self._limiter = _settings.limiter_for(
-                rate_limit, self._api_key, self._base_url
-            )
+            self._api_key = key_source(key)
+            self._limiter = limiter_for(rate_limit, self._api_key, self._base_url)
             self._import_late()
-        self._retry = _settings.checked_type("retry", retry, RetryPolicy)
-        self._on_attempt = _settings.checked_hook("on_attempt", on_attempt)
+        self._retry = checked_type("retry", retry, RetryPolicy)
+        self._on_attempt = checked_hook("on_attempt", on_attempt)
         self._session = session
         self._connections: dict[str, Any] = {
-            "max_connections": _settings.checked_count(
-                "max_connections", max_connections
-            ),
-            "ssl_context": _settings.checked_type(
+            "max_connections": checked_count("max_connections", max_connections),
+            "ssl_context": checked_type(
                 "ssl_context", ssl_context, ssl.SSLContext, NoneType
             ),
-            "proxy": _settings.proxy_for(self._base_url, proxy),
+            "proxy": proxy_for(self._base_url, proxy),
             "usual_limit": self._timeout,
         }
         self._converter = make_converter()
@@ -181,6 +179,22 @@ class AsyncLoopsClient:
             warnings.warn(text, ResourceWarning, stacklevel=2)
 
     @property
+    def sender(self) -> Self:
+        return self
+
+    @property
+    def dry_run(self) -> bool:
+        return self._dry_run
+
+    @property
+    def limiter(self) -> RateLimiter | None:
+        return self._limiter
+
+    @property
+    def retry(self) -> RetryPolicy:
+        return self._retry
+
+    @property
     def stats(self) -> ClientStats:
         """What the client has done, and how it stands now."""
         total = Counts()
@@ -195,7 +209,7 @@ class AsyncLoopsClient:
             waiting=sum(d.waiting for d in deliveries),
             limit=None if limiter is None else limiter.limit,
             period=None if limiter is None else limiter.period,
-            usable=None if limiter is None else limiter.usable,
+            effective_limit=None if limiter is None else limiter.effective_limit,
             held=0.0 if limiter is None else limiter.held,
             outage=any(d.outage for d in deliveries if d.transport.usable),
         )
@@ -304,15 +318,15 @@ class AsyncLoopsClient:
             msg = "an Event and fields of one: use event.replace(...)"
             raise TypeError(msg)
         key = event.idempotency_key
-        body = self._prepared(event)
+        body = self.prepare(event)
         if timeout is not ...:
-            timeout = _settings.checked_seconds("timeout", timeout)
+            timeout = checked_seconds("timeout", timeout)
         if deadline is not ...:
-            deadline = _settings.checked_seconds("deadline", deadline)
+            deadline = checked_seconds("deadline", deadline)
         delivery = self._ready(key)
         if self._dry_run:
             return Receipt(key, 0, False, 0.0, None, dry_run=True)
-        call = Call(
+        call = Request(
             "POST",
             self._events_url,
             body,
@@ -437,28 +451,28 @@ class AsyncLoopsClient:
             msg = f"events must be an iterable or async iterable of Event, not {kind}"
             raise TypeError(msg)
         limit, most = self._times(timeout, deadline)
-        _settings.checked_hook("on_outcome", on_outcome)
+        checked_hook("on_outcome", on_outcome)
         self._ready(None)
 
-        def send(event: Event, body: bytes, lane: Lane) -> Awaitable[Receipt]:
+        def send(event: Event, body: bytes, lane: BulkRun) -> Awaitable[Receipt]:
             key = event.idempotency_key
-            call = Call("POST", self._events_url, body, key, event, limit, most)
+            call = Request("POST", self._events_url, body, key, event, limit, most)
             return self._send_in(lane, call, key)
 
         return FanOut(
             events,
             kind=Event,
             outcome=Outcome,
-            prepare=self._prepared,
+            prepare=self.prepare,
             send=None if self._dry_run else send,
             has_room=self._has_room,
             lanes=self._lanes,
             on_outcome=on_outcome,
-            patience=_settings.checked_seconds("patience", patience),
+            patience=checked_seconds("patience", patience),
             keys=keys,
         )
 
-    def _fan_out_rows(
+    def send_rows(
         self,
         rows: AsyncIterable[RowT],
         kind: type[RowT],
@@ -475,10 +489,10 @@ class AsyncLoopsClient:
                 self._recipients.check_body(row.body, key)
             return row.body
 
-        def send(row: RowT, body: bytes, lane: Lane) -> Awaitable[Receipt]:
+        def send(row: RowT, body: bytes, lane: BulkRun) -> Awaitable[Receipt]:
             key = row.idempotency_key
             limit = self._timeout
-            call = Call("POST", self._events_url, body, key, body, limit, None)
+            call = Request("POST", self._events_url, body, key, body, limit, None)
             return self._send_in(lane, call, key)
 
         return FanOut(
@@ -495,7 +509,7 @@ class AsyncLoopsClient:
             record=record,
         )
 
-    async def _send_in(self, lane: Lane, call: Call, key: str) -> Receipt:
+    async def _send_in(self, lane: BulkRun, call: Request, key: str) -> Receipt:
         delivery = self._ready(key) or await self._open()
         answer, attempts, elapsed = await delivery.deliver(call, lane)
         duplicate = answer.status == 409
@@ -509,15 +523,15 @@ class AsyncLoopsClient:
     ) -> tuple[float | None, float | None]:
         """Return both as the call or else the client has them."""
         if timeout is not ...:
-            timeout = _settings.checked_seconds("timeout", timeout)
+            timeout = checked_seconds("timeout", timeout)
         if deadline is not ...:
-            deadline = _settings.checked_seconds("deadline", deadline)
+            deadline = checked_seconds("deadline", deadline)
         return (
             self._timeout if timeout is ... else timeout,
             self._deadline if deadline is ... else deadline,
         )
 
-    def _prepared(self, event: Event) -> bytes:
+    def prepare(self, event: Event) -> bytes:
         """Check whom the event is for; return its bytes."""
         if self._recipients is None:
             return encode(event, self._converter)
@@ -570,7 +584,7 @@ class AsyncLoopsClient:
             idempotency_key=idempotency_key,
             timeout=limit,
             deadline=most,
-            max_body=_settings.checked_count("max_body", max_body),
+            max_body=checked_count("max_body", max_body),
         )
         if self._recipients is not None and call.method != "GET":
             # Whoever is named in the query or the body, and at least one.
@@ -632,7 +646,7 @@ class AsyncLoopsClient:
 
     async def _open(self) -> "Delivery":
         """Connect the client to the running event loop; does not wait."""
-        from ._delivery import Delivery  # noqa: PLC0415
+        from ._sending.delivery import Delivery  # noqa: PLC0415
 
         here = asyncio.get_running_loop()
         known = self._deliveries.get(here)
@@ -656,11 +670,12 @@ class AsyncLoopsClient:
 
     def _import_late(self) -> None:
         """Import what takes a while: not with the package, nor in the first send."""
-        from . import _delivery, _transport  # noqa: F401, PLC0415
+        from ._http import transport  # noqa: F401, PLC0415
+        from ._sending import delivery  # noqa: F401, PLC0415
 
-    async def _connect(self) -> "Carrier":
+    async def _connect(self) -> "Transport":
         """Return what carries requests in the running event loop; does not wait."""
-        from ._transport import Transport  # noqa: PLC0415
+        from ._http.transport import AiohttpTransport  # noqa: PLC0415
 
         if self._session is not None:
             # There is no public way to ask a session for its loop.
@@ -669,7 +684,7 @@ class AsyncLoopsClient:
             if elsewhere or self._session.closed:
                 msg = "the session passed in is closed, or of another event loop"
                 raise ConfigurationError(msg)
-        transport = Transport(self._session, **self._connections)
+        transport = AiohttpTransport(self._session, **self._connections)
         await transport.open()
         return transport
 

@@ -35,8 +35,8 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse
 
 from ._client import AsyncLoopsClient
-from ._outbox import Outbox
-from ._worker_outbox import worker_outbox
+from ._outbox.outbox import Outbox
+from ._outbox.per_worker import per_worker
 from .errors import (
     APIError,
     ConfigurationError,
@@ -108,7 +108,7 @@ async def loops_lifespan(
         if outbox is not None:
             path = Path(outbox).absolute()  # noqa: ASYNC240 - asks no disk
             state[_OUTBOX] = await stack.enter_async_context(
-                worker_outbox(path, opened, grace=grace)
+                per_worker(path, opened, grace=grace)
             )
         for name, value in state.items():
             setattr(app.state, name, value)

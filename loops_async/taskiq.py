@@ -43,11 +43,11 @@ except ModuleNotFoundError as _missing:
     _missing.add_note("it comes with an extra: pip install 'loops-async[taskiq]'")
     raise
 
+from ._checks import checked_seconds
 from ._client import AsyncLoopsClient
-from ._codec import event_from_record, event_to_record
-from ._events import Event
-from ._fanout import stops
-from ._settings import checked_seconds
+from ._events.codec import event_from_record, event_to_record
+from ._events.event import Event
+from ._http.protocol import ends_run
 from .errors import (
     APIError,
     ConfigurationError,
@@ -207,7 +207,7 @@ def _may_pass(error: LoopsError, labels: Mapping[str, Any]) -> bool:
     if isinstance(error, IdempotencyConflictError):
         # After 429s; if an earlier run was cut off, it is that which it conflicts with.
         return error.maybe_accepted and _AMBIGUOUS in labels
-    return error.retryable or isinstance(error, TransportError) or stops(error)
+    return error.retryable or isinstance(error, TransportError) or ends_run(error)
 
 
 def _pause(requeues: int, error: LoopsError) -> float:

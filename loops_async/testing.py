@@ -20,10 +20,11 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from ._client import AsyncLoopsClient
-from ._limiter import RateLimiter
-from ._retry import Attempt, RetryPolicy
-from ._settings import Secret
-from ._wire import Answer, Call
+from ._http.api_key import Secret
+from ._http.protocol import Request, Response
+from ._pacing.rate_limiter import RateLimiter
+from ._pacing.retry_policy import RetryPolicy
+from ._sending.outcomes import Attempt
 from .errors import ConnectionLostError, RequestTimeoutError, TransportError
 from .sandbox import Sandbox
 from .sandbox import _wire as sandbox_wire
@@ -82,7 +83,7 @@ class InMemoryClient(AsyncLoopsClient):
         )
 
     def _import_late(self) -> None:
-        from . import _delivery  # noqa: F401, PLC0415 - without aiohttp
+        from ._sending import delivery  # noqa: F401, PLC0415 - without aiohttp
 
     async def _connect(self) -> "_Memory":
         return _Memory(self.sandbox)
@@ -116,8 +117,8 @@ class _Memory:
         return len(self._under_way)
 
     async def exchange(
-        self, call: Call, secret: Secret, limit: float | None
-    ) -> Answer | TransportError:
+        self, call: Request, secret: Secret, limit: float | None
+    ) -> Response | TransportError:
         began = time.monotonic()
         self._idle.clear()
         scope = asyncio.timeout(limit)
@@ -145,7 +146,7 @@ class _Memory:
             text = "the sandbox broke the connection"
             return ConnectionLostError(text, retryable=True, maybe_accepted=True)
         headers = CIMultiDict({"Content-Type": answer.content_type, **answer.headers})
-        return Answer(
+        return Response(
             answer.status,
             headers,
             answer.body[: call.max_body],
@@ -154,7 +155,7 @@ class _Memory:
         )
 
     async def _answer(
-        self, call: Call, secret: Secret
+        self, call: Request, secret: Secret
     ) -> tuple[sandbox_wire.Answer | None, bool]:
         """Return the answer, None if the connection breaks, and whether it hangs."""
         world, url, body = self._world, URL(call.url), call.body or b""

@@ -5,7 +5,7 @@ import importlib.resources
 import importlib.util
 from pathlib import Path
 
-from loops_async import AsyncLoopsClient, Event, Outbox, Reading, backfill
+from loops_async import AsyncLoopsClient, Event, InputOptions, Outbox, backfill
 from loops_async.sandbox import Sandbox
 
 assert importlib.resources.files("loops_async").joinpath("py.typed").is_file()
@@ -20,7 +20,9 @@ async def main() -> None:
                 await outbox.put(Event("signup", email="bo@example.com"))
                 assert await outbox.flush(10) == 0
             Path("old.csv").write_text("email\ncy@example.com\n")  # noqa: ASYNC240
-            await backfill("old.csv", loops, reading=Reading(event_name="signup"))
+            await backfill(
+                "old.csv", loops, input_options=InputOptions(event_name="signup")
+            )
         for name in ("ada", "bo", "cy"):
             sandbox.assert_event("signup", email=f"{name}@example.com")
 

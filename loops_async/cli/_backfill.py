@@ -20,15 +20,15 @@ from loops_async import (
     AsyncLoopsClient,
     BackfillReport,
     ConfigurationError,
+    InputOptions,
     LoopsError,
     Preview,
     Progress,
-    Reading,
 )
-from loops_async._backfill import Backfill
-from loops_async._book import Changes
-from loops_async._fanout import stops
-from loops_async._preview import refuse_to_repeat
+from loops_async._backfill.backfill import Backfill
+from loops_async._backfill.journal import Changes
+from loops_async._backfill.preview import refuse_to_repeat
+from loops_async._http.protocol import ends_run
 
 from . import _ending, _show
 from ._options import client_options, finite
@@ -171,7 +171,7 @@ def command(
         client = AsyncLoopsClient(
             api_key, base_url=base_url, rate_limit=rate, dry_run=dry_run
         )
-        reading = Reading(
+        input_options = InputOptions(
             event_name=event_name,
             mapping=mapping,
             types=types,
@@ -179,7 +179,7 @@ def command(
             ignore=ignore,
         )
         with _spooled(files, file_format or "jsonl") as paths:
-            job = Backfill(paths, client, reading=reading, **options)
+            job = Backfill(paths, client, input_options=input_options, **options)
             bar = Bar(console, rate)
             shown = _Shown(console, bar, rate, asks=asks)
             if dry_run:
@@ -348,7 +348,7 @@ def _end(report: BackfillReport, *, stopping: bool, as_json: bool) -> None:
 def _exit_code(report: BackfillReport, *, stopping: bool) -> int:
     if stopping and report.pending:
         return INTERRUPTED
-    if report.stopped_by is not None and stops(report.stopped_by):
+    if report.stopped_by is not None and ends_run(report.stopped_by):
         return CONFIGURATION
     if report.unknown or report.pending:
         return UNKNOWN

@@ -13,9 +13,7 @@ import click
 from rich.table import Table
 
 from loops_async import AsyncLoopsClient, Failure, LoopsError, OutboxStats
-from loops_async._drain import Drain
-from loops_async._fanout import LOOK_AHEAD
-from loops_async._journal import (
+from loops_async._journal.journal import (
     ACCEPTED,
     DUPLICATE,
     PENDING,
@@ -24,6 +22,8 @@ from loops_async._journal import (
     Journal,
     Row,
 )
+from loops_async._journal.sender import JournalSender
+from loops_async._sending.bulk import LOOK_AHEAD
 
 from . import _ending, _result, _show
 from ._options import client_options, finite
@@ -118,7 +118,7 @@ def retry(path: Path, *, keys: tuple[str, ...], every: bool) -> None:
     _check_choice(keys, every=every)
 
     async def do(journal: Journal) -> int:
-        return await journal.again(keys or None)
+        return await journal.requeue(keys or None)
 
     _told(_with(path, do), len(keys), "pending again")
 
@@ -222,7 +222,7 @@ class _Draining:
                 ends[state] += 1
                 bar.tell(ends.total(), total, ends[REJECTED])
 
-            drain = Drain(
+            drain = JournalSender(
                 journal, client, look_ahead=LOOK_AHEAD + total, keep=False, on_end=ended
             )
             bar.tell(0, total)
@@ -241,11 +241,11 @@ class _Draining:
             paused=None if self._stopping or stopped_by is None else str(stopped_by),
         )
 
-    def _interrupt(self, drain: Drain) -> None:
+    def _interrupt(self, drain: JournalSender) -> None:
         self.interrupted = True
         self._stop(drain)
 
-    def _stop(self, drain: Drain) -> None:
+    def _stop(self, drain: JournalSender) -> None:
         self._stopping = True
         drain.stop()
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import attrs
 import pytest
-from backfills import json_lines, row, write
+from support.backfills import json_lines, row, write
 
 import loops_async
 from loops_async import Preview
-from loops_async._backfill import Backfill, BackfillReport
+from loops_async._backfill.backfill import Backfill, BackfillReport
 from loops_async.cli import _progress
 from loops_async.cli._main import cli
 from loops_async.sandbox import Sandbox

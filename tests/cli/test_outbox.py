@@ -13,12 +13,12 @@ from pathlib import Path
 
 import attrs
 import pytest
-import servers
-from backfills import row, write
-from outboxes import client_of, events, rows, states
+from support import http_server as servers
+from support.backfills import row, write
+from support.outboxes import client_of, events, rows, states
 
 from loops_async import AsyncLoopsClient, Event, Outbox, OutboxStats
-from loops_async._drain import Drain
+from loops_async._journal.sender import JournalSender
 from loops_async.cli import _progress
 from loops_async.sandbox import Sandbox
 
@@ -312,7 +312,7 @@ def test_the_journal_of_a_backfill_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_in_use_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loops_async._store._LOCKED_FOR", 0.01)
+    monkeypatch.setattr("loops_async._journal.database._LOCKED_FOR", 0.01)
     put(path, events(1))
 
     async def main() -> None:
@@ -370,13 +370,13 @@ def test_in_this_process_signals_do_the_same(
     monkeypatch.setattr(_progress, "_EVERY", 0.01)
     put(path, events(3))
     told: list[object] = []
-    stop = Drain.stop
+    stop = JournalSender.stop
 
-    def noted(drain: Drain) -> None:
+    def noted(drain: JournalSender) -> None:
         stop(drain)
         told.append(drain)
 
-    monkeypatch.setattr(Drain, "stop", noted)
+    monkeypatch.setattr(JournalSender, "stop", noted)
     with running(rate_limit=None) as sandbox:
         sandbox.script(*["hang-after"] * 3)
         with (

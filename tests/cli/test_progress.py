@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import attrs
 import pytest
-import servers
 from rich.console import Console
+from support import http_server as servers
 
 from loops_async import ClientStats
 from loops_async.cli import _progress
