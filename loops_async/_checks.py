@@ -1,6 +1,6 @@
 """Checks of settings: each returns the value or raises a ConfigurationError.
 
-Every message names the setting and shows the value that was given.
+Every message names the setting.
 """
 
 import inspect
@@ -16,7 +16,7 @@ MAX_SECONDS: Final = 1e9  # event loops cannot schedule a timer much further ahe
 
 
 def checked_seconds(name: str, value: object) -> float | None:
-    """Return a positive number of seconds; None if the value is None or infinite."""
+    """Return a positive number of seconds; None means no limit."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:

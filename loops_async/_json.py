@@ -1,6 +1,6 @@
-"""JSON text, by orjson where it is installed, else by the standard library.
+"""JSON with orjson if it is installed, otherwise with the standard library.
 
-Both write compact UTF-8 and read only what RFC 8259 allows.
+Both encoders write compact UTF-8, and both decoders accept only what RFC 8259 allows.
 """
 
 import json
@@ -22,7 +22,7 @@ _ENCODER: Final = json.JSONEncoder(
 def _finite(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        msg = f"{digits[:20]} is out of range"
+        msg = f"the number {digits[:20]} is out of range"
         raise ValueError(msg)
     return number
 
@@ -31,11 +31,11 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=
 
 
 def strict_dumps(value: object) -> bytes:
-    """Write JSON, refusing NaN, infinities and foreign types.
+    """Return a value as JSON.
 
     Raises:
-        ValueError: if it cannot be written.
-        TypeError: if it cannot be written.
+        ValueError: If the value contains NaN, an infinity, a lone surrogate or itself.
+        TypeError: If the value contains a type that JSON does not have.
     """
     return _ENCODER.encode(value).encode()
 
@@ -52,13 +52,13 @@ def _strict_loads(text: bytes) -> Any:
 
 
 dumps: Callable[[object], bytes]
-"""Write JSON; only for values known to be finite: orjson writes NaN as null."""
+"""Return a value without NaN or infinities, which orjson writes as null, as JSON."""
 
 loads: Callable[[bytes], Any]
-"""Read JSON.
+"""Return the value of a JSON text.
 
 Raises:
-    ValueError: if it is not JSON.
+    ValueError: If the text is not JSON.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""Every error this library raises, as one tree.
+"""The errors that this package raises, as one tree.
 
 ::
 
@@ -7,26 +7,26 @@
     ├── InvalidEventError             (also a ValueError)
     ├── RecipientNotAllowedError
     ├── ClientClosedError
-    ├── NotTriedError                 a bulk run ended before it
-    ├── JournalError                  the file of an outbox or backfill
+    ├── NotTriedError                 the bulk run stopped before this event
+    ├── JournalError                  the file of an outbox or backfill failed
     ├── DeadlineExceededError         (also a TimeoutError)
-    ├── TransportError                no usable answer
-    │   ├── ConnectFailedError        never reached Loops
+    ├── TransportError                no usable response
+    │   ├── ConnectFailedError        the request did not reach Loops
     │   ├── RequestTimeoutError       (also a TimeoutError)
-    │   └── ConnectionLostError       closed, reset, truncated, malformed
-    └── APIError                      Loops, or a proxy before it, answered
+    │   └── ConnectionLostError       closed, reset, truncated or malformed
+    └── APIError                      Loops or a proxy responded with an error
         ├── BadRequestError           400
         ├── AuthenticationError       401
         ├── ForbiddenError            403
         ├── NotFoundError             404
-        ├── IdempotencyConflictError  409 that does not mean accepted
+        ├── IdempotencyConflictError  409, unless it confirms the event
         ├── PayloadTooLargeError      413
         ├── RateLimitError            429
         ├── ServerError               5xx
-        └── UnexpectedResponseError   anything else
+        └── UnexpectedResponseError   any other response
 
-Each prints as one line, survives pickling and never holds the API key or an
-exception of another library.
+Each error prints as one line, can be pickled, and holds neither the API key nor
+an exception of another package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,21 +58,21 @@ __all__ = [
 
 
 class LoopsError(Exception):
-    """Something about a call to Loops went wrong.
+    """The base class of all errors of this package.
 
     Attributes:
-        idempotency_key: The key of the event, or None outside a send.
-        attempts: How many requests this call made; 0 means none left.
-        retryable: Whether making the same call again, later and with the
-            same key, may succeed.
-        maybe_accepted: Whether Loops may have accepted the event all the
-            same: some attempt ended without a definite answer and no later
-            one confirmed it. Send again only with the same key.
+        idempotency_key: The idempotency key of the event or request, or None.
+        attempts: The number of requests sent by this call; 0 if it sent none.
+        retryable: Whether the same call may succeed later, with the same key.
+        maybe_accepted: Whether Loops may have accepted the event despite the
+            error, because an attempt ended without a definite response and no
+            later attempt settled the outcome. Send the event again only with
+            the same key.
     """
 
-    # Only the text is positional: pickling calls the class with `args` and
-    # restores the rest from `__dict__`, and OSError's children would read
-    # further positionals as errno.
+    # Only the text is positional: unpickling calls the class with `args` and
+    # restores the other attributes from `__dict__`, and subclasses of OSError
+    # read further positional arguments as errno.
     def __init__(
         self,
         text: str = "",
@@ -96,15 +96,15 @@ class LoopsError(Exception):
 
 
 class ConfigurationError(LoopsError):
-    """No API key, or a setting that cannot work; raised at construction."""
+    """The API key is missing, or a setting or argument is invalid."""
 
 
 class InvalidEventError(LoopsError, ValueError):
-    """The event breaks a rule of the API; nothing was sent.
+    """The event breaks a rule, or shares its key with another; no request was sent.
 
     Attributes:
-        problems: One line each, all of them, every line with the path of
-            the value: ``event_properties.amount: NaN is not a JSON number``.
+        problems: All problems, each as one line with the path of the value:
+            ``event_properties.amount: NaN is not a JSON number``.
     """
 
     def __init__(self, text: str = "", *, problems: Sequence[str] = ()) -> None:
@@ -113,63 +113,63 @@ class InvalidEventError(LoopsError, ValueError):
 
 
 class RecipientNotAllowedError(LoopsError):
-    """The client's ``allowed_recipients`` refused it; nothing was sent."""
+    """The recipient is not in ``allowed_recipients``; no request was sent."""
 
 
 class ClientClosedError(LoopsError):
-    """The client was closed before this call could send (anything more)."""
+    """The client or outbox is closed, so this call cannot continue."""
 
 
 class NotTriedError(LoopsError):
-    """The run of many events was stopped before this one was sent."""
+    """The bulk run stopped before it sent this event."""
 
 
 class JournalError(LoopsError):
-    """The file of an outbox or backfill cannot be opened, read or written.
+    """The file of an outbox or backfill cannot be used here.
 
-    What was acknowledged before is still in it.
+    Unless the file is damaged, it still holds the events that were stored earlier.
 
     Attributes:
-        in_use: Whether it is because somebody else has the file open.
+        in_use: Whether the cause is that another owner has the file open.
     """
 
     in_use: bool = False
 
 
 class DeadlineExceededError(LoopsError, TimeoutError):
-    """The ``deadline`` of the call passed, or was certain to pass."""
+    """The ``deadline`` of a call, or the ``patience`` of a run, leaves no time."""
 
 
 class TransportError(LoopsError):
-    """The attempt ended without a usable answer.
+    """The attempt ended without a usable response.
 
-    The text names the class and message of the cause; the exception itself
-    is kept nowhere, because its frames hold the Authorization header.
+    If an exception is the cause, the text contains its class and message. The
+    exception itself is not kept, because its frames hold the Authorization header.
     """
 
 
 class ConnectFailedError(TransportError):
-    """The connection failed (DNS, refused, TLS), so nothing reached Loops."""
+    """The connection failed (DNS, refused, TLS), so Loops received no request."""
 
 
 class RequestTimeoutError(TransportError, TimeoutError):
-    """One attempt took longer than ``timeout``."""
+    """The attempt took longer than ``timeout``."""
 
 
 class ConnectionLostError(TransportError):
-    """The connection was closed or reset, or carried no valid HTTP."""
+    """The connection ended before the whole response came, or it was malformed."""
 
 
 class APIError(LoopsError):
-    """Loops, or a proxy before it, answered and did not accept.
+    """Loops, or a proxy in front of it, responded with an error.
 
     Attributes:
-        status: The HTTP status.
-        message: What the answer says, in one line; the event's own ids and
-            property values are masked in it.
-        body: The raw answer, at most 64 KiB of it.
-        headers: The answer's headers; look names up in lower case.
-        retry_after: Seconds the server asked to wait, or None.
+        status: The HTTP status of the response.
+        message: The error message from the response, as one line in which the email,
+            the user ID and the property values of the event are masked.
+        body: The raw body of the response, at most its first 64 KiB (or ``max_body``).
+        headers: The headers of the response, with names in lower case.
+        retry_after: The Retry-After of the response in seconds, or None.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class APIError(LoopsError):
 
 
 class BadRequestError(APIError):
-    """400: Loops refused the request; the message says why."""
+    """400: Loops rejected the request; see the message for the reason."""
 
 
 class AuthenticationError(APIError):
@@ -201,27 +201,27 @@ class AuthenticationError(APIError):
 
 
 class ForbiddenError(APIError):
-    """403: a firewall or proxy refused it; Loops itself never answers 403."""
+    """403: a firewall or proxy rejected the request; Loops does not send a 403."""
 
 
 class NotFoundError(APIError):
-    """404: no such path (check ``base_url``) or no such object."""
+    """404: the path (check ``base_url``) or the object does not exist."""
 
 
 class IdempotencyConflictError(APIError):
-    """409 that does not mean "already processed, the event is in"."""
+    """409: the response does not confirm that Loops accepted the event before."""
 
 
 class PayloadTooLargeError(APIError):
-    """413: the request was larger than the server takes."""
+    """413: the request is larger than the server accepts."""
 
 
 class RateLimitError(APIError):
-    """429: more requests than the team's limit.
+    """429: the team sent more requests than its rate limit allows.
 
     Attributes:
         limit: Requests per second, from ``x-ratelimit-limit``, or None.
-        remaining: What is left, from ``x-ratelimit-remaining``, or None.
+        remaining: Requests left, from ``x-ratelimit-remaining``, or None.
     """
 
     limit: int | None = None
@@ -229,8 +229,8 @@ class RateLimitError(APIError):
 
 
 class ServerError(APIError):
-    """5xx: Loops, or something before it, failed."""
+    """5xx: Loops, or a proxy in front of it, failed."""
 
 
 class UnexpectedResponseError(APIError):
-    """A redirect, a 2xx that is not what the API promises, an odd status."""
+    """The response is a redirect or an invalid 2xx, or has an unknown status."""

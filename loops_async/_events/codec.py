@@ -1,4 +1,4 @@
-"""Events to wire bytes and back from records, through a cattrs converter."""
+"""The conversion of events to request bodies, and to and from records."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -16,9 +16,9 @@ _FIELDS: Final = tuple(field.name for field in attrs.fields(Event))
 
 
 def make_converter() -> cattrs.Converter:
-    """Make the converter a client starts with.
+    """Return a new converter with the hooks for events.
 
-    It unstructures an Event to the body Loops takes (flat, camelCase) and
+    It unstructures an Event to the body of a request (flat, camelCase) and
     structures an Event from a record (nested, snake_case or camelCase).
     """
     converter = cattrs.Converter()
@@ -34,29 +34,31 @@ def encode(
     converter: cattrs.Converter,
     check_hooked: Callable[[bytes, str], None] | None = None,
 ) -> bytes:
-    """Return the body of a send, by the converter's hook for the event.
+    """Return the body of the request that sends an event.
 
     Args:
-        event: What to send.
-        converter: With our hook, or one that a user registered.
-        check_hooked: Called with the body and the key if a user's hook made
-            it, which may say something else than the event.
+        event: The event.
+        converter: A converter with the hook of `make_converter` or a hook that
+            the caller registered.
+        check_hooked: A callable that checks the body and the idempotency key. It is
+            called only if the caller's hook made the body, because only then can the
+            recipients in the body differ from those of the event.
 
     Raises:
-        InvalidEventError: if another hook than ours made it no JSON.
+        InvalidEventError: If the caller's hook fails or its result is not JSON.
     """
     hook = converter.get_unstructure_hook(type(event))
     if hook is _unstructure:
         return dumps(_unstructure(event))
     try:
         body = strict_dumps(hook(event))
-    except Exception as failure:  # noqa: BLE001 - whatever a hook may raise
-        why = f"body: the registered hook failed: {type(failure).__name__}: {failure}"
+    except Exception as error:  # noqa: BLE001 - a hook may raise any exception
+        problem = f"body: the registered hook failed: {type(error).__name__}: {error}"
     else:
         if check_hooked is not None:
             check_hooked(body, event.idempotency_key)
         return body
-    invalid = InvalidEventError(problems=[why])
+    invalid = InvalidEventError(problems=[problem])
     invalid.idempotency_key = event.idempotency_key
     raise invalid
 
@@ -71,51 +73,53 @@ def _unstructure(event: Event) -> dict[str, Any]:
         body["eventProperties"] = event.event_properties
     if event.mailing_lists:
         body["mailingLists"] = event.mailing_lists
-    body.update(event.contact_properties)  # at the root; no name can collide
+    body.update(event.contact_properties)  # the rules exclude the names above
     return body
 
 
 def event_to_record(event: Event) -> dict[str, Any]:
-    """Return the event as a JSON object for files and queues.
+    """Return an event as a JSON object, for a file or a queue.
 
-    Nested, snake_case, with the idempotency key; what is absent or empty is
-    left out. `event_from_record` gives an equal event back.
+    The object is nested, in snake_case, and contains the idempotency key. Empty
+    fields are left out. `event_from_record` returns an equal event.
+
+    Args:
+        event: The event.
     """
     record = attrs.asdict(event)
     return {name: value for name, value in record.items() if value not in (None, {})}
 
 
 def event_from_record(record: Mapping[str, Any]) -> Event:
-    """Make an event from a record, as a file or queue would hold it.
+    """Return the event that a record describes.
 
     Args:
-        record: The fields of Event by name, in snake_case or camelCase; all
-            but the event name are optional, null is absent. Not the flat
-            body of the API: there, contact properties cannot be told from
-            mistakes.
+        record: The fields of an Event by name, in snake_case or camelCase. Only
+            the event name and one of email and user ID are required; null means
+            absent. The flat body of the API is not a record, because a contact
+            property there cannot be distinguished from a misspelt field.
 
     Raises:
-        InvalidEventError: with every problem and its path, unknown fields
-            included.
+        InvalidEventError: If the record has an unknown field, or if a value
+            breaks a rule; ``problems`` lists every problem with its path.
     """
     if not isinstance(record, Mapping):
         kind = type(record).__name__
         raise InvalidEventError(problems=[f"record: must be an object, not {kind}"])
     problems: list[str] = []
-    given: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in record.items():
         field = _RECORD_FIELDS.get(name)
         if field is None:
-            at = item_path(name).removeprefix(".")
-            problems.append(f"{at}: unknown field, expected {', '.join(_FIELDS)}")
-        elif field in given:
+            path = item_path(name).removeprefix(".")
+            problems.append(f"{path}: unknown field, expected {', '.join(_FIELDS)}")
+        elif field in fields:
             problems.append(f"{name}: given twice, as {field} in another spelling")
         elif value is not None:
-            given[field] = value
-    if "event_name" not in given:
-        given["event_name"] = None
+            fields[field] = value
+    fields.setdefault("event_name", None)  # so that a missing name is reported
     try:
-        event = Event(**given)
+        event = Event(**fields)
     except InvalidEventError as invalid:
         problems.extend(invalid.problems)
     else:

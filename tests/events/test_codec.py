@@ -1,4 +1,4 @@
-"""The codec: what an event is on the wire, and as a record."""
+"""The codec: the body of an event, its record, and the JSON of both."""
 
 import builtins
 import importlib.util
@@ -80,8 +80,8 @@ def problems_of(record: Any) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_the_body_of_a_full_event_is_what_the_api_page_shows() -> None:
-    """https://loops.so/docs/api-reference/send-event: contact fields at the root."""
+def test_the_body_of_an_event_with_all_fields_is_the_body_of_the_api_page() -> None:
+    """https://loops.so/docs/api-reference/send-event"""
     event = Event(
         "planUpgraded",
         email="ada@example.com",
@@ -102,13 +102,13 @@ def test_the_body_of_a_full_event_is_what_the_api_page_shows() -> None:
     }
 
 
-def test_what_is_absent_is_absent_and_not_null() -> None:
+def test_a_field_that_is_empty_is_left_out_of_the_body() -> None:
     assert body_of(Event("e", email="a@b")) == {"eventName": "e", "email": "a@b"}
     assert body_of(Event("e", user_id="u")) == {"eventName": "e", "userId": "u"}
 
 
-def test_falsy_is_not_absent() -> None:
-    falsy: dict[str, Any] = {"empty": "", "zero": 0, "nought": 0.0, "no": False}
+def test_a_falsy_property_is_sent_with_its_value_and_type() -> None:
+    falsy: dict[str, Any] = {"text": "", "int": 0, "float": 0.0, "bool": False}
     event = Event("e", email="a@b", event_properties=falsy, contact_properties=falsy)
     body = body_of(event)
     assert body["eventProperties"] == falsy
@@ -117,7 +117,9 @@ def test_falsy_is_not_absent() -> None:
 
 
 @given(_events)
-def test_the_wire_says_what_the_event_says_and_nothing_else(event: Event) -> None:
+def test_the_body_of_an_event_contains_its_fields_and_nothing_else(
+    event: Event,
+) -> None:
     body = body_of(event)
     assert body.pop("eventName") == event.event_name
     assert body.pop("email", None) == event.email
@@ -128,15 +130,15 @@ def test_the_wire_says_what_the_event_says_and_nothing_else(event: Event) -> Non
 
 
 @given(_events)
-def test_a_body_is_the_same_bytes_every_time(event: Event) -> None:
+def test_an_event_that_is_encoded_twice_has_the_same_body(event: Event) -> None:
     converter = make_converter()
     assert encode(event, converter) == encode(event, converter)
     assert converter.unstructure(event) == json.loads(encode(event, converter))
 
 
 @given(_events)
-def test_an_event_written_and_read_back_is_equal(event: Event) -> None:
-    """In snake_case and camelCase, through either JSON implementation."""
+def test_an_event_read_from_its_record_is_equal(event: Event) -> None:
+    """In snake_case and camelCase, and through both JSON implementations."""
     record = to_record(event)
     assert set(record) <= set(FIELDS)
     assert from_record(record) == event
@@ -145,13 +147,13 @@ def test_an_event_written_and_read_back_is_equal(event: Event) -> None:
     assert make_converter().structure(record, Event) == event
 
 
-def test_a_record_leaves_out_what_is_absent_or_empty() -> None:
+def test_a_field_that_is_empty_is_left_out_of_the_record() -> None:
     event = Event("e", user_id="u", idempotency_key="k")
     record = to_record(event)
     assert record == {"event_name": "e", "user_id": "u", "idempotency_key": "k"}
 
 
-def test_a_record_is_plain_and_its_own() -> None:
+def test_a_record_that_is_changed_leaves_its_event_unchanged() -> None:
     event = Event("e", user_id="u", event_properties={"a": 1})
     record = to_record(event)
     assert type(record["event_properties"]) is dict
@@ -159,7 +161,7 @@ def test_a_record_is_plain_and_its_own() -> None:
     assert event.event_properties == {"a": 1}
 
 
-def test_null_in_a_record_is_absent_but_resets_a_contact_property() -> None:
+def test_null_in_a_record_is_an_absent_field_but_clears_a_contact_property() -> None:
     record = dict.fromkeys(FIELDS) | {
         "event_name": "e",
         "email": "a@b",
@@ -171,7 +173,7 @@ def test_null_in_a_record_is_absent_but_resets_a_contact_property() -> None:
     assert event.contact_properties == {"company": None}
 
 
-def test_a_record_without_a_key_gets_one() -> None:
+def test_an_event_from_a_record_without_a_key_has_a_new_key() -> None:
     record = {"event_name": "e", "email": "a@b"}
     assert from_record(record).idempotency_key != from_record(record).idempotency_key
     assert from_record(MappingProxyType(record)).email == "a@b"
@@ -213,39 +215,42 @@ def test_a_record_without_a_key_gets_one() -> None:
         ),
     ],
 )
-def test_every_problem_of_a_record_is_named(record: Any, problems: list[str]) -> None:
+def test_an_invalid_record_reports_every_problem(
+    record: Any, problems: list[str]
+) -> None:
     found = sorted(problems_of(record))
     assert len(found) == len(problems)
-    for problem, begins in zip(found, sorted(problems), strict=True):
-        assert problem.startswith(begins)
+    for problem, start in zip(found, sorted(problems), strict=True):
+        assert problem.startswith(start)
 
 
-def test_the_flat_body_of_the_api_is_no_record() -> None:
-    """There, a contact property cannot be told from a mistake."""
+def test_the_flat_body_of_the_api_is_refused_as_a_record() -> None:
+    """In the body, a contact property looks like a misspelt field."""
     body = {"eventName": "e", "email": "a@b", "plan": "pro"}
     assert problems_of(body)[0].startswith("plan: unknown field")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "x" * 1000])
-def test_an_unknown_field_cannot_break_the_line(name: str) -> None:
-    """Errors print as one line, whatever a file holds."""
+def test_an_unknown_field_with_any_name_is_reported_in_one_short_line(
+    name: str,
+) -> None:
     (problem,) = problems_of({"event_name": "e", "email": "a@b", name: 1})
     assert len(problem.splitlines()) == 1
     assert "\x1b" not in problem
     assert len(problem) < 400
 
 
-# A user's own hook.
+# Hooks that the caller registers.
 
 
-def test_a_hook_registered_on_the_converter_holds() -> None:
+def test_a_registered_hook_replaces_the_body_of_its_own_converter_only() -> None:
     converter = make_converter()
-    ours = converter.unstructure
+    default = converter.unstructure
 
     def tagged(event: Event) -> dict[str, Any]:
         return {"eventName": event.event_name, "source": "import"}
 
-    assert "source" not in ours(Event("e", email="a@b"))
+    assert "source" not in default(Event("e", email="a@b"))
     converter.register_unstructure_hook(Event, tagged)
     body = encode(Event("e", email="a@b"), converter)
     assert json.loads(body) == {"eventName": "e", "source": "import"}
@@ -255,8 +260,8 @@ def test_a_hook_registered_on_the_converter_holds() -> None:
 @pytest.mark.parametrize(
     "unwritable", [math.nan, math.inf, {1}, b"a", 1j, "\ud800"], ids=ascii
 )
-def test_what_a_hook_makes_is_checked_too(unwritable: object) -> None:
-    """orjson would write its NaN as null."""
+def test_a_hook_result_that_is_not_json_is_refused(unwritable: object) -> None:
+    """orjson would write NaN as null."""
     converter = make_converter()
     converter.register_unstructure_hook(Event, lambda _: {"p": unwritable})
     with pytest.raises(InvalidEventError) as caught:
@@ -267,7 +272,18 @@ def test_what_a_hook_makes_is_checked_too(unwritable: object) -> None:
     assert caught.value.__context__ is None
 
 
-def test_a_hook_may_serve_a_subclass_and_ours_serves_the_rest() -> None:
+def test_a_body_is_checked_only_if_a_hook_made_it() -> None:
+    converter = make_converter()
+    event = Event("e", email="a@b", idempotency_key="k")
+    checked: list[tuple[bytes, str]] = []
+    encode(event, converter, lambda *arguments: checked.append(arguments))
+    assert checked == []
+    converter.register_unstructure_hook(Event, lambda _: {"email": "b@b"})
+    encode(event, converter, lambda *arguments: checked.append(arguments))
+    assert checked == [(b'{"email":"b@b"}', "k")]
+
+
+def test_a_hook_for_a_subclass_is_used_for_the_subclass_only() -> None:
     class Special(Event):
         pass
 
@@ -279,15 +295,15 @@ def test_a_hook_may_serve_a_subclass_and_ours_serves_the_rest() -> None:
     assert b"special" not in encode(Event("e", email="a@b"), converter)
 
 
-def test_each_converter_is_its_own() -> None:
+def test_each_call_makes_a_new_converter() -> None:
     assert make_converter() is not make_converter()
 
 
-# JSON, by either implementation.
+# JSON with and without orjson.
 
 
 def without_orjson(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Load the module again where orjson is not installed."""
+    """Return a second copy of the module, imported as if orjson were not installed."""
     real_import = builtins.__import__
 
     def refuse(name: str, *args: Any, **kwargs: Any) -> ModuleType:
@@ -332,7 +348,7 @@ _values = st.recursive(
 
 @settings(max_examples=200)
 @given(value=_values)
-def test_both_implementations_say_and_read_the_same(
+def test_both_implementations_write_texts_that_both_read_as_the_same_value(
     standard: ModuleType, value: Any
 ) -> None:
     pytest.importorskip("orjson", reason="the speed extra is not installed")
@@ -341,12 +357,14 @@ def test_both_implementations_say_and_read_the_same(
         assert _json.loads(text) == standard.loads(text) == json.loads(text) == value
 
 
-def test_the_standard_library_stands_in_for_orjson(standard: ModuleType) -> None:
+def test_the_standard_library_is_used_if_orjson_is_not_installed(
+    standard: ModuleType,
+) -> None:
     assert standard.dumps is standard.strict_dumps
     assert standard.dumps({"a": ["é", 1.5, None]}) == '{"a":["é",1.5,null]}'.encode()
 
 
-def test_compact_utf8_is_written(both: ModuleType) -> None:
+def test_a_value_is_written_as_compact_utf8(both: ModuleType) -> None:
     assert both.dumps({"a": ["é", 1, True]}) == '{"a":["é",1,true]}'.encode()
 
 
@@ -382,26 +400,28 @@ NOT_JSON = [
 
 
 @pytest.mark.parametrize("text", NOT_JSON, ids=lambda text: ascii(text[:12]))
-def test_what_is_not_json_is_a_value_error(both: ModuleType, text: bytes) -> None:
+def test_a_text_that_is_not_json_raises_a_value_error(
+    both: ModuleType, text: bytes
+) -> None:
     with pytest.raises(ValueError, match=r"."):
         both.loads(text)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "\ud800"], ids=ascii)
-def test_strict_writing_refuses_what_is_not_json(
+def test_strict_dumps_of_a_value_that_is_not_json_raises_a_value_error(
     both: ModuleType, value: object
 ) -> None:
     with pytest.raises(ValueError, match=r"."):
         both.strict_dumps({"a": [value]})
 
 
-def test_strict_writing_refuses_foreign_types_and_circles(both: ModuleType) -> None:
+def test_strict_dumps_of_a_foreign_type_or_a_cycle_raises(both: ModuleType) -> None:
     with pytest.raises(TypeError):
         both.strict_dumps({1, 2})
-    circle: list[Any] = []
-    circle.append(circle)
+    cycle: list[Any] = []
+    cycle.append(cycle)
     with pytest.raises(ValueError, match="Circular"):
-        both.strict_dumps(circle)
+        both.strict_dumps(cycle)
 
 
 @pytest.mark.parametrize(
@@ -418,14 +438,15 @@ def test_strict_writing_refuses_foreign_types_and_circles(both: ModuleType) -> N
         b" [1 , 2] \n",
     ],
 )
-def test_both_judge_the_same_text_alike(standard: ModuleType, text: bytes) -> None:
-    """What orjson refuses must not get in without it."""
+def test_a_borderline_text_is_read_or_refused_by_both_implementations(
+    standard: ModuleType, text: bytes
+) -> None:
     pytest.importorskip("orjson", reason="the speed extra is not installed")
-    assert _judged(_json.loads, text) == _judged(standard.loads, text)
+    assert _result_of(_json.loads, text) == _result_of(standard.loads, text)
 
 
-def test_an_integer_beyond_64_bits_is_a_number(both: ModuleType) -> None:
-    """orjson reads a float, the standard library every digit."""
+def test_an_integer_beyond_64_bits_is_read_as_a_number(both: ModuleType) -> None:
+    """orjson returns a float, the standard library an int with every digit."""
     assert both.loads(b"123456789012345678901234567890") == pytest.approx(1.2345678e29)
 
 
@@ -448,13 +469,15 @@ _json_like = st.lists(
 
 @settings(max_examples=500)
 @given(text=_json_like | st.binary(max_size=8))
-def test_both_take_and_refuse_the_same_texts(standard: ModuleType, text: bytes) -> None:
+def test_any_text_is_read_or_refused_by_both_implementations(
+    standard: ModuleType, text: bytes
+) -> None:
     pytest.importorskip("orjson", reason="the speed extra is not installed")
-    assume(not _HUGE.search(text))  # see above
-    assert _judged(_json.loads, text) == _judged(standard.loads, text)
+    assume(not _HUGE.search(text))  # a number that orjson may read differently
+    assert _result_of(_json.loads, text) == _result_of(standard.loads, text)
 
 
-def _judged(loads: Callable[[bytes], Any], text: bytes) -> tuple[bool, Any]:
+def _result_of(loads: Callable[[bytes], Any], text: bytes) -> tuple[bool, Any]:
     try:
         return True, loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Events: what is refused, what is sent, and that nothing changes afterwards."""
+"""Events: refused values, converted values, and immutability."""
 
 import copy
 import enum
@@ -50,7 +50,7 @@ class Opaque:
 
 class Text(str):
     def __str__(self) -> str:
-        return "not what is in it"
+        return "another text"
 
 
 class Whole(int):
@@ -79,14 +79,14 @@ def property_of(value: Any) -> Any:
     return make(event_properties={"p": value}).event_properties["p"]
 
 
-def refusal_of(value: Any) -> str:
+def problem_with(value: Any) -> str:
     (problem,) = problems_of(event_properties={"p": value})
-    path, _, why = problem.partition(": ")
+    path, _, text = problem.partition(": ")
     assert path == "event_properties.p"
-    return why
+    return text
 
 
-# What a value becomes.
+# Values.
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def refusal_of(value: Any) -> str:
     ],
     ids=repr,
 )
-def test_a_value_becomes_the_plain_wire_value_it_stands_for(
+def test_a_value_of_any_accepted_type_becomes_a_plain_wire_value(
     value: Any, wire: Any
 ) -> None:
     for found in (
@@ -142,7 +142,7 @@ def test_a_value_becomes_the_plain_wire_value_it_stands_for(
 
 
 @pytest.mark.parametrize(
-    ("value", "why"),
+    ("value", "problem"),
     [
         (math.nan, "NaN is not a JSON number"),
         (math.inf, "infinity is not a JSON number"),
@@ -161,8 +161,8 @@ def test_a_value_becomes_the_plain_wire_value_it_stands_for(
         (-(2**53) - 1, "integers beyond 2**53"),
         (Whole(2**60), "integers beyond 2**53"),
         (10**400, "integers beyond 2**53"),
-        (None, "None is only for contact properties"),
-        (Colour.NONE, "None is only for contact properties"),
+        (None, "None is allowed only in contact_properties"),
+        (Colour.NONE, "None is allowed only in contact_properties"),
         (Colour.NESTED, "tuple cannot be sent"),
         ([], "list cannot be sent"),
         ([1], "list cannot be sent"),
@@ -177,7 +177,10 @@ def test_a_value_becomes_the_plain_wire_value_it_stands_for(
         (Fraction(1, 2), "Fraction cannot be sent"),
         (time(1, 2), "time cannot be sent"),
         (timedelta(1), "timedelta cannot be sent"),
-        (datetime.fromisoformat("2026-01-02"), "the datetime has no time zone"),
+        (
+            datetime.fromisoformat("2026-01-02"),
+            "the datetime has no time zone: use an aware",
+        ),
         (
             datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))),
             "the datetime is out of range in UTC",
@@ -186,31 +189,30 @@ def test_a_value_becomes_the_plain_wire_value_it_stands_for(
             datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))),
             "the datetime is out of range in UTC",
         ),
-        ("\ud800", "is not valid Unicode (a lone surrogate)"),
-        (Text("\udfff"), "is not valid Unicode (a lone surrogate)"),
-        ("x" * 499, "longer than 500 characters"),
+        ("\ud800", "is not valid Unicode: it contains a lone surrogate"),
+        (Text("\udfff"), "is not valid Unicode: it contains a lone surrogate"),
+        ("x" * 499, "is longer than 500 characters as JSON"),
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_what_json_cannot_say_is_refused_and_never_nulled(value: Any, why: str) -> None:
-    assert refusal_of(value).startswith(why)
+def test_a_value_that_json_does_not_have_is_refused_and_not_sent_as_null(
+    value: Any, problem: str
+) -> None:
+    assert problem_with(value).startswith(problem)
     if value is None:
         return
-    (problem,) = problems_of(contact_properties={"p": value})
-    assert problem.startswith(f"contact_properties.p: {why}")
+    (found,) = problems_of(contact_properties={"p": value})
+    assert found.startswith(f"contact_properties.p: {problem}")
 
 
 @pytest.mark.parametrize("digits", ["1E+1000000", "-1E+99999999"])
-def test_a_decimal_beyond_its_own_context_is_refused_like_any_other(
-    digits: str,
-) -> None:
-    """The default context traps Overflow, which is no ValueError."""
-    assert refusal_of(Decimal(digits)).startswith("integers beyond 2**53")
+def test_a_decimal_beyond_the_default_context_is_refused(digits: str) -> None:
+    """The default context raises Overflow, which is not a ValueError."""
+    assert problem_with(Decimal(digits)).startswith("integers beyond 2**53")
 
 
 @given(st.decimals())
-def test_no_decimal_is_more_than_refused(value: Decimal) -> None:
-    """Whatever the caller's own decimal context traps."""
+def test_any_decimal_is_sent_or_refused_in_any_decimal_context(value: Decimal) -> None:
     with localcontext() as context:
         context.prec = 3
         try:
@@ -225,13 +227,15 @@ def test_no_decimal_is_more_than_refused(value: Decimal) -> None:
     ("unit", "cost"),
     [("x", 1), ("é", 1), ("😀", 1), ('"', 2), ("\\", 2), ("\n", 2), ("\x01", 6)],
 )
-def test_text_is_500_code_points_as_json_with_its_quotes(unit: str, cost: int) -> None:
-    """Quotes and escapes count, as https://loops.so/docs says; astral is one."""
+def test_a_text_of_500_code_points_as_json_is_accepted_and_a_longer_one_refused(
+    unit: str, cost: int
+) -> None:
+    """Quotes and escapes count; a character beyond the BMP is one code point."""
     fits = unit * (498 // cost) + "x" * (498 % cost)
     assert len(json.dumps(fits, ensure_ascii=False)) == 500
     assert property_of(fits) == fits
-    assert "longer than 500 characters" in refusal_of(fits + "x")
-    assert "longer than 500 characters" in refusal_of(Text(fits + "x"))
+    assert "is longer than 500 characters as JSON" in problem_with(fits + "x")
+    assert "is longer than 500 characters as JSON" in problem_with(Text(fits + "x"))
 
 
 # Names, IDs and keys.
@@ -248,7 +252,7 @@ def test_text_is_500_code_points_as_json_with_its_quotes(unit: str, cost: int) -
         ({"event_name": None}, "event_name: must be a string, not None"),
         ({"event_name": 5}, "event_name: must be a string, not int"),
         ({"event_name": b"a"}, "event_name: must be a string, not bytes"),
-        ({"event_name": "x" * 499}, "event_name: longer than 500 characters"),
+        ({"event_name": "x" * 499}, "event_name: is longer than 500 characters"),
         ({"event_name": "a\ud800"}, "event_name: is not valid Unicode"),
         ({"email": ""}, "email: must not be empty"),
         ({"email": "ada"}, "email: must be of the form name@domain"),
@@ -283,7 +287,7 @@ def test_text_is_500_code_points_as_json_with_its_quotes(unit: str, cost: int) -
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_a_name_or_id_that_cannot_be_is_refused(
+def test_a_name_or_id_that_breaks_a_rule_is_refused(
     fields: dict[str, Any], problem: str
 ) -> None:
     (found,) = problems_of(**fields)
@@ -291,7 +295,7 @@ def test_a_name_or_id_that_cannot_be_is_refused(
     assert len(found.splitlines()) == 1
 
 
-def test_all_broken_rules_of_one_name_are_named() -> None:
+def test_a_name_that_breaks_several_rules_reports_each_of_them() -> None:
     assert len(problems_of(event_name=" a:b\x00")) == 3
     assert len(problems_of(email="ada@example.com\n")) == 3
     assert len(problems_of(idempotency_key=" é\n" + "x" * 100)) == 4
@@ -316,13 +320,15 @@ def test_all_broken_rules_of_one_name_are_named() -> None:
     ],
     ids=lambda value: ascii(value)[:40],
 )
-def test_what_the_api_allows_is_allowed(fields: dict[str, Any]) -> None:
+def test_a_field_that_the_api_accepts_is_accepted_unchanged(
+    fields: dict[str, Any],
+) -> None:
     event = make(**fields)
     for name, value in fields.items():
         assert getattr(event, name) == value
 
 
-def test_a_uuid_or_an_enum_may_be_an_id() -> None:
+def test_a_uuid_or_an_enum_is_accepted_as_a_name_or_id() -> None:
     made = uuid.uuid4()
     event = make(user_id=made, idempotency_key=made, event_name=Text("plan"))
     assert (event.user_id, event.idempotency_key) == (str(made), str(made))
@@ -331,16 +337,16 @@ def test_a_uuid_or_an_enum_may_be_an_id() -> None:
     assert make(event_name=Colour.RED).event_name == "red"
 
 
-def test_one_of_email_and_user_id_is_needed() -> None:
+def test_an_event_without_email_and_user_id_is_refused() -> None:
     assert problems_of(email=None) == ("email: required unless user_id is given",)
     assert problems_of(email=None, user_id="") == ("user_id: must not be empty",)
 
 
-# Contact properties share the root of the body.
+# Names of contact properties, which share the root of the body with Loops' fields.
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
+    ("name", "problem"),
     [
         ("email", "identifies the contact: use the argument email"),
         ("Email", "identifies the contact: use the argument email"),
@@ -372,22 +378,26 @@ def test_one_of_email_and_user_id_is_needed() -> None:
     ],
 )
 @pytest.mark.parametrize("value", [1, None, "text"])
-def test_a_contact_property_cannot_collide(name: Any, why: str, value: Any) -> None:
-    """Each wire name, each reserved name, and their snake_case twins."""
-    (problem,) = problems_of(contact_properties={name: value})
-    assert problem.startswith(("contact_properties.", "contact_properties["))
-    assert f": {why}" in problem
+def test_a_contact_property_with_a_name_that_loops_uses_is_refused(
+    name: Any, problem: str, value: Any
+) -> None:
+    """Each field, each reserved name, and their spellings in snake_case."""
+    (found,) = problems_of(contact_properties={name: value})
+    assert found.startswith(("contact_properties.", "contact_properties["))
+    assert f": {problem}" in found
 
 
 @pytest.mark.parametrize(
     "name", ["firstName", "lastName", "source", "subscribed", "userGroup"]
 )
-def test_the_default_properties_can_be_set(name: str) -> None:
+def test_a_default_contact_property_is_accepted(name: str) -> None:
     assert make(contact_properties={name: "x"}).contact_properties == {name: "x"}
 
 
 @given(st.text(min_size=1, max_size=30))
-def test_no_accepted_contact_property_is_a_wire_name(name: str) -> None:
+def test_a_contact_property_that_is_accepted_is_not_a_name_that_loops_uses(
+    name: str,
+) -> None:
     try:
         (accepted,) = make(contact_properties={name: 1}).contact_properties
     except InvalidEventError:
@@ -400,13 +410,13 @@ def test_no_accepted_contact_property_is_a_wire_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["event_properties", "contact_properties"])
-def test_two_spellings_of_one_name_do_not_swallow_a_value(field: str) -> None:
-    """Nothing is silently lost: an Enum and its text are one wire name."""
+def test_two_spellings_of_one_name_are_refused(field: str) -> None:
+    """An Enum and its text become one name, so one of the values would be lost."""
     (problem,) = problems_of(**{field: {Colour.RED: 1, "red": 2}})
     assert problem.startswith(f"{field}.red: ")
 
 
-# Ten thousand invalid events.
+# Random invalid events.
 
 _texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=40)
 _good_values = st.one_of(
@@ -470,7 +480,7 @@ def _path(field: str, name: str) -> str:
     return f"{field}.{name}" if name.isprintable() and 0 < len(name) < 80 else field
 
 
-def _check_all_problems_are_named(
+def _check_every_problem_is_reported(
     bad_items: list[tuple[str, str, Any]],
     bad_fields: list[tuple[str, Any]],
     good: dict[str, Any],
@@ -506,31 +516,31 @@ _invalid = given(
 
 @settings(max_examples=400, deadline=None)
 @_invalid
-def test_an_invalid_event_names_every_problem_with_its_path(
+def test_an_invalid_event_reports_every_problem_with_its_path(
     bad_items: list[tuple[str, str, Any]],
     bad_fields: list[tuple[str, Any]],
     good: dict[str, Any],
 ) -> None:
-    """And never becomes an Event, so nothing of it can reach the wire."""
-    _check_all_problems_are_named(bad_items, bad_fields, good)
+    _check_every_problem_is_reported(bad_items, bad_fields, good)
 
 
 @pytest.mark.soak
 @settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
 @_invalid
-def test_ten_thousand_invalid_events_name_every_problem_with_its_path(
+def test_10_000_invalid_events_report_every_problem_with_its_path(
     bad_items: list[tuple[str, str, Any]],
     bad_fields: list[tuple[str, Any]],
     good: dict[str, Any],
 ) -> None:
-    """The same at length."""
-    _check_all_problems_are_named(bad_items, bad_fields, good)
+    _check_every_problem_is_reported(bad_items, bad_fields, good)
 
 
 @given(st.floats() | st.decimals() | st.integers())
 @example(Decimal("sNaN"))
 @example(math.nan)
-def test_no_accepted_number_is_anything_but_a_finite_json_number(number: Any) -> None:
+def test_a_number_that_is_accepted_is_a_finite_json_number_of_the_same_value(
+    number: Any,
+) -> None:
     try:
         accepted = property_of(number)
     except InvalidEventError:
@@ -539,7 +549,7 @@ def test_no_accepted_number_is_anything_but_a_finite_json_number(number: Any) ->
     assert math.isclose(accepted, float(number), rel_tol=1e-15)
 
 
-# Frozen, equal, copied, made again.
+# Copies and changes.
 
 
 def full() -> Event:
@@ -555,18 +565,27 @@ def full() -> Event:
 
 
 @pytest.mark.parametrize(
-    "journey",
+    "duplicate",
     [copy.copy, copy.deepcopy, lambda event: pickle.loads(pickle.dumps(event))],
     ids=["copy", "deepcopy", "pickle"],
 )
-def test_a_copy_is_the_same_event_and_as_frozen(
-    journey: Callable[[Event], Event],
+def test_a_copy_of_an_event_or_of_its_mapping_is_equal_and_frozen(
+    duplicate: Callable[[Any], Any],
 ) -> None:
-    arrived = journey(full())
-    assert arrived == full()
-    assert arrived.idempotency_key == "k"
-    with pytest.raises(TypeError, match="frozen"):
-        arrived.event_properties["x"] = 1  # type: ignore[index]
+    copied = duplicate(full())
+    assert copied == full()
+    assert copied.idempotency_key == "k"
+    for properties in (copied.event_properties, duplicate(full().event_properties)):
+        assert properties == full().event_properties
+        with pytest.raises(TypeError, match="frozen"):
+            properties["x"] = 1
+
+
+def test_the_pickle_of_an_event_names_no_private_module() -> None:
+    """Pickles in a queue can be read after a private module is moved."""
+    assert Event.__module__ == "loops_async"
+    assert b"loops_async" in pickle.dumps(full())
+    assert b"loops_async._" not in pickle.dumps(full())
 
 
 _CHANGES: list[Callable[[Any], object]] = [
@@ -586,7 +605,7 @@ _CHANGES: list[Callable[[Any], object]] = [
     "field", ["event_properties", "contact_properties", "mailing_lists"]
 )
 @pytest.mark.parametrize("event", [full(), make()], ids=["full", "empty"])
-def test_the_mappings_of_an_event_stay_as_they_were_validated(
+def test_a_change_to_a_mapping_of_an_event_raises(
     event: Event, field: str, change: Callable[[Any], object]
 ) -> None:
     before = dict(getattr(event, field))
@@ -596,47 +615,47 @@ def test_the_mappings_of_an_event_stay_as_they_were_validated(
     assert make().event_properties == {}
 
 
-def test_the_fields_are_frozen_too() -> None:
+def test_an_assignment_to_a_field_of_an_event_raises() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         full().email = "x@y"  # type: ignore[misc]
     assert not hasattr(full(), "__dict__")
 
 
-def test_what_was_passed_in_may_change_afterwards() -> None:
-    given_properties: dict[str, Any] = {"a": 1}
+def test_a_change_to_an_argument_leaves_the_event_unchanged() -> None:
+    properties: dict[str, Any] = {"a": 1}
     lists = {"l": True}
     event = make(
-        event_properties=given_properties,
-        contact_properties=given_properties,
+        event_properties=properties,
+        contact_properties=properties,
         mailing_lists=lists,
     )
-    given_properties["a"] = math.nan
+    properties["a"] = math.nan
     lists["x"] = True
     assert event.event_properties == event.contact_properties == {"a": 1}
     assert event.mailing_lists == {"l": True}
 
 
-def test_any_mapping_will_do() -> None:
+def test_any_mapping_is_accepted_as_properties() -> None:
     proxy: Mapping[str, int] = MappingProxyType({"a": 1})
     assert make(event_properties=proxy).event_properties == {"a": 1}
 
 
-def test_an_event_is_compared_and_cannot_be_hashed() -> None:
+def test_events_with_equal_fields_are_equal_and_unhashable() -> None:
     assert full() == full()
     assert full() != full().again()
     with pytest.raises(TypeError, match="unhashable"):
         hash(full())
 
 
-def test_each_new_event_has_its_own_key_and_replace_mints_one() -> None:
-    """One key for many recipients would send one event."""
+def test_each_event_has_its_own_key_and_replace_and_again_make_a_new_one() -> None:
+    """Of several events with one key, Loops would accept one."""
     events = [make(), make(), full().again(), full().replace(email="b@example.com")]
     keys = {event.idempotency_key for event in events}
     assert len(keys) == 4
     assert all(str(uuid.UUID(key)) == key for key in keys)
 
 
-def test_replace_changes_what_it_is_told_and_nothing_else() -> None:
+def test_replace_changes_the_given_fields_and_no_others() -> None:
     changed = full().replace(email="b@example.com", event_properties={})
     assert changed.email == "b@example.com"
     assert changed.event_properties == {}
@@ -646,19 +665,18 @@ def test_replace_changes_what_it_is_told_and_nothing_else() -> None:
     assert attrs.evolve(full(), email="b@example.com").idempotency_key == "k"
 
 
-def test_replace_checks_again() -> None:
+def test_replace_with_an_invalid_result_raises() -> None:
     with pytest.raises(InvalidEventError, match="email: required"):
         full().replace(email=None, user_id=None)
 
 
-def test_a_subclass_replaced_stays_one() -> None:
+def test_a_copy_of_a_subclass_is_of_the_subclass() -> None:
     class Special(Event):
         pass
 
     assert type(Special("a", user_id="u").again()) is Special
 
 
-def test_the_values_of_an_event_read_again_are_themselves() -> None:
-    """What a record holds is what an event holds: reading is idempotent."""
+def test_an_event_made_from_the_values_of_an_event_is_equal() -> None:
     event = full()
     assert attrs.evolve(event) == event
