@@ -1,42 +1,45 @@
-"""How many requests may be under way at once."""
+"""The limit on concurrent requests."""
 
 import asyncio
 from collections import deque
 
 
 class ConcurrencyLimit:
-    """A semaphore that can be taken without a wait, and looked at for nothing.
+    """A semaphore whose free slots a caller can read and take without awaiting.
 
-    asyncio's can only be awaited, and scans its line for each question; that
-    showed in the CPU of every event. First come, first served: a slot given
-    back goes to who has waited longest, so `free` are only those nobody
-    waits for. Belongs to the running loop.
+    With `asyncio.Semaphore` taking a slot costs an await, and `locked` scans the
+    waiters; both showed in the CPU time per event. Waiters are served first-in,
+    first-out: a released slot goes to the longest waiter, so `free` counts only slots
+    that no caller waits for. The limit belongs to the running event loop.
+
+    Args:
+        limit: The number of slots.
     """
 
-    def __init__(self, number: int) -> None:
-        self.free = number
+    def __init__(self, limit: int) -> None:
+        self.free: int = limit
         self._loop = asyncio.get_running_loop()
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
     async def acquire(self) -> None:
-        """Take one; waits until there is one. Cancelling gives the turn up."""
+        """Take a slot, waiting until one is free; cancellation leaves the queue."""
         if self.free:
             self.free -= 1
             return
-        turn = self._loop.create_future()
-        self._line.append(turn)
+        waiter = self._loop.create_future()
+        self._waiters.append(waiter)
         try:
-            await turn
+            await waiter
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it was given one at the same moment
+            if not waiter.cancelled():  # a slot was assigned before the cancellation
                 self.release()
             raise
 
     def release(self) -> None:
-        """Give one back."""
-        while self._line:
-            turn = self._line.popleft()
-            if not turn.done():  # else it gave up
-                turn.set_result(None)
+        """Return a slot."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():  # a cancelled waiter is done
+                waiter.set_result(None)
                 return
         self.free += 1

@@ -1,4 +1,4 @@
-"""How often and how patiently one event is tried."""
+"""The retry policy: the number of attempts and the pauses between them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -26,20 +26,30 @@ def _seconds(_: object, attribute: "attrs.Attribute[float]", value: Any) -> None
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How often and how patiently one event is tried.
+    """The number of attempts for an event, and the pauses between them.
 
-    The wait before try n+1 is drawn evenly from 0 to ``base * 2**(n-1)``
-    seconds, at most ``cap`` (exponential back-off with full jitter). What a
-    server asks for with Retry-After is never undercut.
+    The pause before attempt n+1 is a random time between 0 and
+    ``base * 2**(n-1)`` seconds, at most ``cap`` (exponential back-off with full
+    jitter). It is never shorter than the server's Retry-After.
 
     Attributes:
-        attempts: The most requests made for one event; 1 means no retry.
-        base: Seconds, the longest first wait.
-        cap: Seconds, the longest wait.
+        attempts: The greatest number of requests for one event; 1 means no retry.
+        base: The longest first pause in seconds.
+        cap: The longest pause in seconds.
 
     Raises:
-        ConfigurationError: if one is out of range.
+        ConfigurationError: If a value is out of range.
+
+    ```python
+    from loops_async import AsyncLoopsClient, RetryPolicy
+
+    patient = RetryPolicy(attempts=20, cap=60.0)
+    loops_with_patience = AsyncLoopsClient("<your-api-key>", retry=patient)
+    no_retry = AsyncLoopsClient("<your-api-key>", retry=RetryPolicy(attempts=1))
+    ```
     """
+
+    __module__ = "loops_async"
 
     attempts: int = attrs.field(default=10, validator=_at_least_one)
     base: float = attrs.field(default=0.5, validator=_seconds)
@@ -48,8 +58,12 @@ class RetryPolicy:
     def waits(
         self, jitter: Callable[[float], float] = backoff.full_jitter
     ) -> Iterator[float]:
-        """Yield the seconds to wait after the first failure, the second, ..."""
-        longest = self.cap if self.base else 0.0  # 0 would double for ever
+        """Return an iterator over the pauses after each failure, in seconds.
+
+        Args:
+            jitter: A callable that draws a pause up to the longest one, in seconds.
+        """
+        longest = self.cap if self.base else 0.0  # 0 would be doubled forever
         schedule = backoff.expo(base=2, factor=self.base, max_value=longest)
         next(schedule)  # the generators of backoff begin with an empty yield
         return map(jitter, schedule)

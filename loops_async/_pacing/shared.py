@@ -1,8 +1,8 @@
 """The rate limiter that the clients of one process share.
 
-Clients that set no rate limit and have the same API key and base URL spend
-one team's budget, so they share one limiter. The weak registry below is the
-only module state of this package.
+Clients that set no rate limit and have the same API key and base URL spend one team's
+budget, so they share one limiter. The registry below is weak, so a limiter lives only
+as long as its clients.
 """
 
 import math
@@ -64,7 +64,7 @@ def limiter_for(
 def _identity(api_key: KeySource) -> Hashable:
     try:
         hash(api_key)
-    except TypeError:  # an unhashable callable, which its client keeps alive
+    except TypeError:  # an unhashable callable; its client keeps it alive
         return id(api_key)
     return api_key
 

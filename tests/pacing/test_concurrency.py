@@ -1,4 +1,4 @@
-"""So many requests under way at once, and no more."""
+"""The limit on concurrent requests."""
 
 import asyncio
 
@@ -10,18 +10,18 @@ from support import virtual_time as virtual
 from loops_async._pacing.concurrency import ConcurrencyLimit
 
 
-def test_what_is_free_is_taken_without_a_wait() -> None:
+def test_acquire_takes_a_free_slot_without_suspending() -> None:
     async def main() -> None:
         slots = ConcurrencyLimit(2)
-        for left in (1, 0):
+        for free in (1, 0):
             with pytest.raises(StopIteration):
                 slots.acquire().send(None)
-            assert slots.free == left
+            assert slots.free == free
 
     virtual.run(main())
 
 
-def test_a_slot_given_back_goes_to_who_waited_longest() -> None:
+def test_a_released_slot_goes_to_the_longest_waiter() -> None:
     async def main() -> None:
         slots = ConcurrencyLimit(1)
         await slots.acquire()
@@ -35,7 +35,7 @@ def test_a_slot_given_back_goes_to_who_waited_longest() -> None:
         await virtual.settle()
         for number in range(3):
             slots.release()
-            assert slots.free == 0  # it is spoken for, though nobody woke yet
+            assert slots.free == 0  # assigned before the waiter has run
             await virtual.settle()
             assert served == list(range(number + 1))
         slots.release()
@@ -45,42 +45,61 @@ def test_a_slot_given_back_goes_to_who_waited_longest() -> None:
     virtual.run(main())
 
 
+def test_a_slot_assigned_to_a_waiter_that_is_cancelled_goes_to_the_next() -> None:
+    async def main() -> None:
+        slots = ConcurrencyLimit(1)
+        await slots.acquire()
+        first, second, third = (asyncio.create_task(slots.acquire()) for _ in range(3))
+        await virtual.settle()
+        second.cancel()
+        await virtual.settle()
+        slots.release()  # assigns the slot to the first task ...
+        first.cancel()  # ... which has not run yet
+        await third
+        assert first.cancelled()
+        assert slots.free == 0
+
+    virtual.run(main())
+
+
 @given(
     st.integers(1, 3),
-    st.lists(st.sampled_from(["take", "give", "cancel", "give and cancel", "turn"])),
+    st.lists(
+        st.sampled_from(["acquire", "release", "cancel", "release and cancel", "turn"])
+    ),
 )
-def test_whoever_gives_up_in_whatever_moment_leaks_none(
-    number: int, steps: list[str]
+def test_no_sequence_of_cancellations_loses_a_slot(
+    limit: int, steps: list[str]
 ) -> None:
     async def main() -> None:
-        slots = ConcurrencyLimit(number)
-        held = 0
+        slots = ConcurrencyLimit(limit)
+        in_use = 0
         waiting: list[asyncio.Task[None]] = []
 
         async def acquire() -> None:
-            nonlocal held
+            nonlocal in_use
             await slots.acquire()
-            held += 1
+            in_use += 1
 
         def release() -> None:
-            nonlocal held
-            if held:
-                held -= 1
+            nonlocal in_use
+            if in_use:
+                in_use -= 1
                 slots.release()
 
         for step in steps:
-            if step == "take":
+            if step == "acquire":
                 waiting.append(asyncio.create_task(acquire()))
-            if step.startswith("give"):
+            if step.startswith("release"):
                 release()
             if step.endswith("cancel") and waiting:
                 waiting.pop(0).cancel()
             if step == "turn":
                 await asyncio.sleep(0)
-            assert held + slots.free <= number
+            assert in_use + slots.free <= limit
         for task in waiting:
             task.cancel()
         await virtual.settle()
-        assert held + slots.free == number
+        assert in_use + slots.free == limit
 
     virtual.run(main())
