@@ -1,4 +1,4 @@
-"""``python -m loops_async`` is ``loops-async``."""
+"""Run ``loops-async`` as ``python -m loops_async``."""
 
 from .cli import main
 

@@ -1,113 +1,83 @@
-"""The client: what users call."""
+"""The public client; the `Sender` below it does the work."""
 
-import asyncio
 import ssl
 import time
-import warnings
 from collections.abc import (
     AsyncGenerator,
-    AsyncIterable,
-    Awaitable,
     Callable,
     Iterable,
     Mapping,
 )
 from contextlib import aclosing
-from types import EllipsisType, NoneType, TracebackType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Final,
-    Protocol,
-    Self,
-    TypeAlias,
-    TypeVar,
-    overload,
-)
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
-import attrs
 import cattrs
 
-from ._checks import checked_count, checked_hook, checked_seconds, checked_type
-from ._events.allow_list import recipients
-from ._events.codec import encode, make_converter
 from ._events.event import Event
 from ._events.rules import NOTHING, PropertyValue
-from ._http.address import checked_base_url, proxy_for
-from ._http.api_key import KeySource, hide_api_key, key_source
-from ._http.protocol import API_KEY_PATH, EVENTS_PATH, MAX_BODY, Request, rate_limit
-from ._http.request import checked_json, request_call
+from ._http.address import Connections
+from ._http.api_key import KeySource, hide_api_key
+from ._http.request import API_KEY_PATH, MAX_BODY
 from ._pacing.rate_limiter import RateLimiter
 from ._pacing.retry_policy import RetryPolicy
-from ._pacing.shared import limiter_for
-from ._sending.bulk import FanOut, OutcomeT, Source
-from ._sending.bulk_run import BulkRun, Record
-from ._sending.ordering import Sendable
+from ._sending.intake import Source
 from ._sending.outcomes import Attempt, Outcome, Receipt, SendReport
-from ._sending.stats import ClientStats, Counts
-from .errors import ClientClosedError, ConfigurationError, LoopsError
+from ._sending.sender import STREAMED_KEYS, Seconds, Sender
+from ._sending.stats import ClientStats
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-    from ._sending.delivery import Delivery, Transport
-
-
-class Stored(Sendable, Protocol):
-    """A row of a journal."""
-
-    @property
-    def body(self) -> bytes: ...
-
-
-RowT = TypeVar("RowT", bound=Stored)
 Events: TypeAlias = Source[Event]
-Seconds: TypeAlias = float | EllipsisType | None
-"""For one call: None and inf are no end, ``...`` is what the client has."""
 
 
 class AsyncLoopsClient:
-    """Sends events to Loops.
+    """A client that sends events to Loops.
 
-    Make one per application and share it; it holds a pool of connections
-    per event loop and closes each when its loop shuts down. Use it with
-    ``async with``, or call `aclose`, so that what is under way can end.
+    Make one client per application and share it. It keeps a pool of connections for
+    each event loop, whose shutdown closes it. Use the client with ``async with``, or
+    call `aclose`, so that requests in flight can finish. ``help(loops_async)``
+    describes the rate limit, retries and outages.
 
     Args:
-        api_key: The key, or a callable (plain or async) asked before each
-            attempt, and once more when Loops refuses what it gave, so that
-            keys can be rotated. None reads LOOPS_API_KEY.
-        base_url: Ends in ``/api``. None reads LOOPS_BASE_URL, or is
-            ``https://app.loops.so/api``.
-        rate_limit: Requests a second, ``math.inf`` for no limit, or a
-            RateLimiter to share. None reads LOOPS_RATE_LIMIT, or is the 10
-            of https://loops.so/docs/api-reference/intro, shared by all
-            clients of the process with the same key and base URL.
-        timeout: Seconds for one attempt, of which 10 to connect; None is no
-            end.
-        deadline: Seconds for a whole call, all waiting and attempts
-            included; None is no end.
-        retry: How often and how patiently to try.
-        max_connections: Requests under way at once.
-        session: An aiohttp session to borrow, made in the loop it is used
-            in. It is never closed; its connector and cookies are kept.
-        ssl_context: For TLS, instead of the default one.
-        proxy: URL of an HTTP proxy. None reads the environment, once.
-        dry_run: Check events and send nothing; needs no key.
-        allowed_recipients: ``name@domain``, ``@domain`` or ``user:ID``, each
-            exact but for the case of emails. Each identifier of an event
-            must be allowed. Empty refuses all; None allows all.
-        on_attempt: Called with an Attempt after each request.
+        api_key: The API key, or a callable (plain or async) that returns it. A
+            callable is called before each attempt, so that keys can be rotated. If
+            Loops refuses its key, one more attempt follows, unless it returns the same
+            key. None means the variable LOOPS_API_KEY.
+        base_url: The address of Loops, which ends in ``/api``. None means the variable
+            LOOPS_BASE_URL; the default is ``https://app.loops.so/api``.
+        rate_limit: Requests per second, ``math.inf`` for no limit, or a RateLimiter to
+            share. None means LOOPS_RATE_LIMIT or the 10 of
+            https://loops.so/docs/api-reference/intro, in a limiter that all clients of
+            the process with this API key and base URL share.
+        timeout: Seconds for one attempt; None means no limit. Connecting takes at most
+            10 s in either case.
+        deadline: Seconds for a whole call with all its waits and attempts; None means
+            no limit. Bulk runs count differently: see `send_events`.
+        retry: The number of attempts and the pauses between them.
+        max_connections: The greatest number of requests in flight in an event loop.
+        session: An aiohttp session to borrow, made in the event loop in which it is
+            used. The client uses its connector and cookies, and never closes it.
+        ssl_context: The TLS settings; None means aiohttp's default.
+        proxy: The URL of an HTTP proxy. None means the proxy that the environment names
+            when the client is made.
+        dry_run: Whether to check events and send nothing; a dry run needs no API key.
+        allowed_recipients: The recipients allowed, each as ``name@domain``, ``@domain``
+            or ``user:ID``. Both the email and the user ID of an event, if given, must
+            match an entry. Case does not count in emails. An empty list refuses all
+            recipients; None allows all.
+        on_attempt: A hook that gets an Attempt after each request. If it raises, the
+            exception is logged and changes nothing.
 
     Raises:
-        ConfigurationError: if a setting cannot work.
+        ConfigurationError: If a setting is invalid.
     """
 
-    # So that even one whose construction failed can be shown.
-    _base_url = "with bad settings"
-    _closed = True
-    _dry_run = False
-    _limiter: RateLimiter | None = None
+    __module__ = "loops_async"
+
+    sender: Sender
+    """The engine below this client, which its outboxes and backfills share."""
 
     def __init__(
         self,
@@ -126,98 +96,47 @@ class AsyncLoopsClient:
         allowed_recipients: Iterable[str] | None = None,
         on_attempt: Callable[[Attempt], object] | None = None,
     ) -> None:
-        self._deliveries: dict[asyncio.AbstractEventLoop, Delivery] = {}
-        self._latest: Delivery | None = None
-        self._past = Counts()  # of event loops that are closed
-        self._lanes: set[BulkRun] = set()  # of the runs
-        self._closed = False
-        key = hide_api_key(api_key)
-        del api_key  # should anything below raise, no local here shows it
-        self._base_url = checked_base_url(base_url)
-        self._events_url = self._base_url + EVENTS_PATH
-        self._timeout = checked_seconds("timeout", timeout)
-        self._deadline = checked_seconds("deadline", deadline)
-        self._recipients = recipients(allowed_recipients)
-        self._dry_run = checked_type("dry_run", dry_run, bool)
-        self._api_key: KeySource = ""
-        if not dry_run:
-            self._api_key = key_source(key)
-            self._limiter = limiter_for(rate_limit, self._api_key, self._base_url)
-            self._import_late()
-        self._retry = checked_type("retry", retry, RetryPolicy)
-        self._on_attempt = checked_hook("on_attempt", on_attempt)
-        self._session = session
-        self._connections: dict[str, Any] = {
-            "max_connections": checked_count("max_connections", max_connections),
-            "ssl_context": checked_type(
-                "ssl_context", ssl_context, ssl.SSLContext, NoneType
+        hidden_key = hide_api_key(api_key)
+        del api_key  # a traceback that shows local variables must not show the key
+        self.sender = Sender(
+            hidden_key,
+            base_url=base_url,
+            timeout=timeout,
+            deadline=deadline,
+            allowed_recipients=allowed_recipients,
+            dry_run=dry_run,
+            rate_limit=rate_limit,
+            retry=retry,
+            on_attempt=on_attempt,
+            connect=partial(
+                Connections.checked,
+                session=session,
+                max_connections=max_connections,
+                ssl_context=ssl_context,
+                proxy=proxy,
+                import_now=not dry_run,
             ),
-            "proxy": proxy_for(self._base_url, proxy),
-            "usual_limit": self._timeout,
-        }
-        self._converter = make_converter()
+        )
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "dry run" if self._dry_run else "open"
-        name = type(self).__name__
-        return f"<{name} {self._base_url}, {state}, {self._limiter!r}>"
+        state = getattr(self, "sender", "with invalid settings")
+        return f"<{type(self).__name__} {state}>"
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
-
-    def __del__(self) -> None:
-        if any(d.transport.usable for d in getattr(self, "_deliveries", {}).values()):
-            text = "unclosed AsyncLoopsClient: use async with, or await aclose()"
-            warnings.warn(text, ResourceWarning, stacklevel=2)
-
-    @property
-    def sender(self) -> Self:
-        return self
-
-    @property
-    def dry_run(self) -> bool:
-        return self._dry_run
-
-    @property
-    def limiter(self) -> RateLimiter | None:
-        return self._limiter
-
-    @property
-    def retry(self) -> RetryPolicy:
-        return self._retry
 
     @property
     def stats(self) -> ClientStats:
-        """What the client has done, and how it stands now."""
-        total = Counts()
-        total.add(self._past)
-        deliveries = list(self._deliveries.values())
-        for delivery in deliveries:
-            total.add(delivery.counts)
-        limiter = self._limiter
-        return ClientStats(
-            **attrs.asdict(total),
-            in_flight=sum(d.transport.in_flight for d in deliveries),
-            waiting=sum(d.waiting for d in deliveries),
-            limit=None if limiter is None else limiter.limit,
-            period=None if limiter is None else limiter.period,
-            effective_limit=None if limiter is None else limiter.effective_limit,
-            held=0.0 if limiter is None else limiter.held,
-            outage=any(d.outage for d in deliveries if d.transport.usable),
-        )
+        """The counters and the current state of the client."""
+        return self.sender.stats()
 
     @property
     def converter(self) -> cattrs.Converter:
-        """The converter of this client; hooks registered on it hold."""
-        return self._converter
+        """The cattrs converter that encodes events; hooks registered on it apply."""
+        return self.sender.converter
 
     @overload
     async def send_event(
@@ -269,35 +188,39 @@ class AsyncLoopsClient:
         timeout: Seconds = ...,
         deadline: Seconds = ...,
     ) -> Receipt:
-        """Send one event and wait until Loops has it.
+        """Send one event, and wait until Loops has accepted it.
 
-        Takes an Event, or the arguments of one. Waits for a permit of the
-        rate limiter, for the answer, and between attempts; every attempt
-        carries the same idempotency key and the same bytes.
+        The call waits for a permit of the rate limiter, for the response, and between
+        attempts, which all carry the same idempotency key and the same bytes.
 
         Args:
-            event_name: The name, or an Event.
-            email: As in Event, like the others up to the key.
+            event_name: The name of the event, or an Event.
+            email: As in Event.
             user_id: As in Event.
             event_properties: As in Event.
             contact_properties: As in Event.
             mailing_lists: As in Event.
             idempotency_key: As in Event.
-            timeout: Instead of the client's, for this call.
-            deadline: Instead of the client's, for this call.
+            timeout: Seconds for one attempt; None means no limit. The default is the
+                client's.
+            deadline: Seconds for the whole call; None means no limit. The default is
+                the client's.
 
         Returns:
-            The receipt; Loops has accepted the event, now or before.
+            The receipt of the event, which Loops accepted now or earlier.
 
         Raises:
-            InvalidEventError: and nothing was sent.
-            RecipientNotAllowedError: and nothing was sent.
-            LoopsError: any other of the tree in `loops_async.errors`. If its
-                ``maybe_accepted`` is false, Loops does not have the event.
+            InvalidEventError: If the event breaks a rule; nothing is sent.
+            RecipientNotAllowedError: If the recipient is not allowed; nothing is
+                sent.
+            TypeError: If both an Event and its fields are passed.
+            LoopsError: If the event was not sent, or not accepted; see
+                `loops_async.errors`. If ``maybe_accepted`` is false, Loops does not
+                have the event.
         """
         if not isinstance(event_name, Event):
             event = Event(
-                event_name,  # type: ignore[arg-type]  # None is refused with the rest
+                event_name,  # type: ignore[arg-type]  # Event refuses None
                 email=email,
                 user_id=user_id,
                 event_properties=event_properties,
@@ -315,30 +238,9 @@ class AsyncLoopsClient:
         ):
             event = event_name
         else:
-            msg = "an Event and fields of one: use event.replace(...)"
+            msg = "pass an Event or its fields, not both: use event.replace(...)"
             raise TypeError(msg)
-        key = event.idempotency_key
-        body = self.prepare(event)
-        if timeout is not ...:
-            timeout = checked_seconds("timeout", timeout)
-        if deadline is not ...:
-            deadline = checked_seconds("deadline", deadline)
-        delivery = self._ready(key)
-        if self._dry_run:
-            return Receipt(key, 0, False, 0.0, None, dry_run=True)
-        call = Request(
-            "POST",
-            self._events_url,
-            body,
-            key,
-            event,
-            self._timeout if timeout is ... else timeout,
-            self._deadline if deadline is ... else deadline,
-        )
-        delivery = delivery or await self._open()
-        answer, attempts, elapsed = await delivery.deliver(call)
-        duplicate = answer.status == 409
-        return Receipt(key, attempts, duplicate, elapsed, rate_limit(answer.headers))
+        return await self.sender.send_event(event, timeout, deadline)
 
     async def send_events(
         self,
@@ -349,42 +251,50 @@ class AsyncLoopsClient:
         patience: float | None = 900.0,
         on_outcome: Callable[[Outcome], object] | None = None,
     ) -> SendReport:
-        """Send many events and wait until it is known what became of each.
+        """Send many events, and wait until each has an outcome.
 
-        As fast as the rate limit allows, many at a time, but each contact's
-        events (same email, whatever its case, or same user ID) one after the
-        other, in input order. Keeps all outcomes until it returns; for more
-        events than memory should hold use `stream_events`.
+        Events are sent as fast as the rate limit allows, many at a time. The events
+        of one contact (same email, whatever its case, or same user ID) are sent one
+        after another, in input order. If two different events share an idempotency key,
+        the second one fails. All outcomes stay in memory; see also `stream_events`.
 
         Args:
-            events: Any iterable or async iterable of Event; read at most
-                1,000 ahead of what has been sent.
-            timeout: Seconds for one attempt, instead of the client's.
-            deadline: Seconds for the attempts of one event and the pauses
-                between them, instead of the client's; waiting for the rate
-                limiter or for the end of an outage does not count.
-            patience: Seconds for which Loops may take nothing (an outage,
-                429s, a long Retry-After) before the run is stopped; None is
-                no end.
-            on_outcome: Called with each Outcome as it comes in. What it
-                raises is logged and changes nothing.
+            events: An iterable or async iterable of Event, read at most 1,000 events
+                ahead of the outcomes.
+            timeout: Seconds for one attempt; None means no limit. The default is the
+                client's.
+            deadline: Seconds for the attempts of one event and the pauses between them;
+                None means no limit, the default is the client's. Waits for the rate
+                limiter, a Retry-After or the end of an outage do not count.
+            patience: The longest time in seconds for which Loops may accept no event
+                because of an outage, 429s or a long Retry-After; then the run stops.
+                None means no limit.
+            on_outcome: A hook that gets each Outcome. If it raises, the exception
+                is logged and changes nothing.
 
         Returns:
-            The outcomes in input order. That one event fails raises nothing.
-            What would refuse every event (401, 404 and 405, a redirect, a
-            certificate that is refused, a callable key that raises, the
-            client closed) or an outage longer than the patience ends the run:
-            see `SendReport.stopped_by`.
+            The outcomes in input order. The call does not raise if an event fails. A
+            failure that every other event would share (401, 404, 405, a redirect, a
+            refused certificate, an API key callable that raises, a closed client) stops
+            the run, and so does an outage longer than the patience: see
+            `SendReport.stopped_by`.
 
         Raises:
-            ClientClosedError: if the client is closed already.
-            ConfigurationError: if an argument is out of range.
-            TypeError: if an item is no Event. Like whatever else reading
-                ``events`` raises, only after all that was read is sent; the
-                report then is a note of the exception.
+            ClientClosedError: If the client is closed.
+            ConfigurationError: If an argument is out of range.
+            TypeError: If ``events`` is not iterable, or an item is not an Event. The
+                error of an item, or an error that ``events`` raises, is raised once all
+                events read so far have an outcome; its notes contain the report.
         """
         began = time.monotonic()
-        run = self._fan_out(events, timeout, deadline, patience, on_outcome, None)
+        run = self.sender.bulk(
+            events,
+            timeout=timeout,
+            deadline=deadline,
+            patience=patience,
+            on_outcome=on_outcome,
+            keys=None,
+        )
         outcomes: list[Outcome] = []
 
         def report() -> SendReport:
@@ -395,7 +305,7 @@ class AsyncLoopsClient:
         try:
             async with aclosing(run.outcomes()) as stream:
                 async for outcome in stream:
-                    outcomes.append(outcome)  # noqa: PERF401 - kept if one raises
+                    outcomes.append(outcome)  # noqa: PERF401 - kept if it raises
         except Exception as error:
             error.add_note(str(report()))
             raise
@@ -410,133 +320,41 @@ class AsyncLoopsClient:
         patience: float | None = 900.0,
         on_outcome: Callable[[Outcome], object] | None = None,
     ) -> AsyncGenerator[Outcome, None]:
-        """Send many events; yield what became of each as it comes in.
+        """Send many events, and yield the outcome of each as it arrives.
 
-        Like `send_events`, in bounded memory: at most 1,000 events are read
-        ahead of the outcomes taken. An idempotency key that two different
-        events share is noticed if they are less than 10,000 events apart.
-        A run that is stopped ends early, after outcomes that are not ok.
+        This is `send_events` in bounded memory: at most 1,000 events are read ahead of
+        the outcomes that the caller has taken. If two different events share an
+        idempotency key and are fewer than 10,000 positions apart, the second one fails.
+        A run that is stopped yields the outcomes of all events that it has read.
 
-        Leaving the loop early ends the run as soon as the stream is closed,
-        which dropping it does: what is under way ends, nothing more is read
-        or sent. `contextlib.aclosing` closes it and waits for that.
+        If the caller leaves its ``async for`` early, the run ends when the stream is
+        closed or garbage-collected: requests in flight finish, and nothing more is read
+        or sent. `contextlib.aclosing` closes the stream and waits for the requests.
 
         Args:
-            events: As in `send_events`, like the others.
+            events: As in `send_events`.
             timeout: As in `send_events`.
             deadline: As in `send_events`.
             patience: As in `send_events`.
-            on_outcome: As in `send_events`; also told what is not taken.
+            on_outcome: As in `send_events`; the hook also gets the outcomes that the
+                caller does not take.
 
         Yields:
-            The outcomes, in the order in which they come in.
+            The outcomes, in the order in which they arrive.
 
         Raises:
-            TypeError: as in `send_events`.
+            LoopsError: As in `send_events`.
+            TypeError: As in `send_events`.
         """
-        run = self._fan_out(events, timeout, deadline, patience, on_outcome, _RECENT)
-        return run.outcomes()
-
-    def _fan_out(
-        self,
-        events: Events,
-        timeout: Seconds,
-        deadline: Seconds,
-        patience: float | None,
-        on_outcome: Callable[[Outcome], object] | None,
-        keys: int | None,
-    ) -> FanOut[Event, Outcome]:
-        if not isinstance(events, Iterable | AsyncIterable):
-            kind = type(events).__name__
-            msg = f"events must be an iterable or async iterable of Event, not {kind}"
-            raise TypeError(msg)
-        limit, most = self._times(timeout, deadline)
-        checked_hook("on_outcome", on_outcome)
-        self._ready(None)
-
-        def send(event: Event, body: bytes, lane: BulkRun) -> Awaitable[Receipt]:
-            key = event.idempotency_key
-            call = Request("POST", self._events_url, body, key, event, limit, most)
-            return self._send_in(lane, call, key)
-
-        return FanOut(
+        run = self.sender.bulk(
             events,
-            kind=Event,
-            outcome=Outcome,
-            prepare=self.prepare,
-            send=None if self._dry_run else send,
-            has_room=self._has_room,
-            lanes=self._lanes,
+            timeout=timeout,
+            deadline=deadline,
+            patience=patience,
             on_outcome=on_outcome,
-            patience=checked_seconds("patience", patience),
-            keys=keys,
+            keys=STREAMED_KEYS,
         )
-
-    def send_rows(
-        self,
-        rows: AsyncIterable[RowT],
-        kind: type[RowT],
-        outcome: Callable[[int, RowT, Receipt | None, LoopsError | None], OutcomeT],
-        record: Record,
-        look_ahead: int,
-    ) -> FanOut[RowT, OutcomeT]:
-        """Send what a journal holds, which has the patience of a disk."""
-
-        def prepare(row: RowT) -> bytes:
-            if self._recipients is not None:
-                key = row.idempotency_key
-                self._recipients.check(row.email, row.user_id, key)
-                self._recipients.check_body(row.body, key)
-            return row.body
-
-        def send(row: RowT, body: bytes, lane: BulkRun) -> Awaitable[Receipt]:
-            key = row.idempotency_key
-            limit = self._timeout
-            call = Request("POST", self._events_url, body, key, body, limit, None)
-            return self._send_in(lane, call, key)
-
-        return FanOut(
-            rows,
-            kind=kind,
-            outcome=outcome,
-            prepare=prepare,
-            send=None if self._dry_run else send,
-            has_room=self._has_room,
-            lanes=self._lanes,
-            patience=None,
-            keys=1,  # the journal sees to it that they are unique
-            look_ahead=look_ahead,
-            record=record,
-        )
-
-    async def _send_in(self, lane: BulkRun, call: Request, key: str) -> Receipt:
-        delivery = self._ready(key) or await self._open()
-        answer, attempts, elapsed = await delivery.deliver(call, lane)
-        duplicate = answer.status == 409
-        return Receipt(key, attempts, duplicate, elapsed, rate_limit(answer.headers))
-
-    def _has_room(self) -> bool:
-        return self._latest is None or self._latest.has_room()
-
-    def _times(
-        self, timeout: Seconds, deadline: Seconds
-    ) -> tuple[float | None, float | None]:
-        """Return both as the call or else the client has them."""
-        if timeout is not ...:
-            timeout = checked_seconds("timeout", timeout)
-        if deadline is not ...:
-            deadline = checked_seconds("deadline", deadline)
-        return (
-            self._timeout if timeout is ... else timeout,
-            self._deadline if deadline is ... else deadline,
-        )
-
-    def prepare(self, event: Event) -> bytes:
-        """Check whom the event is for; return its bytes."""
-        if self._recipients is None:
-            return encode(event, self._converter)
-        self._recipients.check(event.email, event.user_id, event.idempotency_key)
-        return encode(event, self._converter, self._recipients.check_body)
+        return run.outcomes()
 
     async def request(
         self,
@@ -550,143 +368,64 @@ class AsyncLoopsClient:
         deadline: Seconds = ...,
         max_body: int = MAX_BODY,
     ) -> Any:
-        """Make any other request to Loops, under the same budget and rules.
+        """Make any other request to Loops, with the same rate limit and retries.
 
-        GET, PUT and DELETE are tried again like a send, and so is a POST
-        with an idempotency key; without one only what Loops certainly did
-        not accept is.
+        A GET, PUT or DELETE is repeated like an event, and so is a POST or PATCH with
+        an idempotency key. Without a key, a POST or PATCH is repeated only if Loops
+        certainly did not accept it.
 
         Args:
-            method: GET, POST, PUT, PATCH or DELETE.
-            path: Such as ``/v1/lists``.
-            json: The body, or None for none.
-            params: The query.
-            idempotency_key: Where the endpoint takes one; then a 409 means
-                that it was accepted before and is returned, not raised.
-            timeout: Instead of the client's, for this call.
-            deadline: Instead of the client's, for this call.
-            max_body: Bytes of the answer to read at most.
+            method: The HTTP method: GET, POST, PUT, PATCH or DELETE.
+            path: The path of the endpoint, such as ``/v1/lists``.
+            json: The value to send as the JSON body; None means no body.
+            params: The query parameters.
+            idempotency_key: The idempotency key, if the endpoint takes one. A 409 then
+                means that Loops accepted the request before.
+            timeout: As in `send_event`.
+            deadline: As in `send_event`.
+            max_body: The greatest number of response bytes to read.
 
         Returns:
-            The answer's JSON; None if it is empty.
+            The parsed JSON of the response; None if the body is empty, or if the body
+            of a 409 is not JSON.
 
         Raises:
-            ValueError: if an argument cannot be sent.
-            LoopsError: any of the tree in `loops_async.errors`.
+            ValueError: If an argument cannot be sent.
+            LoopsError: If the request was not accepted; see `loops_async.errors`.
         """
-        limit, most = self._times(timeout, deadline)
-        call = request_call(
-            self._base_url,
+        return await self.sender.request(
             method,
             path,
             json=json,
-            params=params or {},
+            params=params,
             idempotency_key=idempotency_key,
-            timeout=limit,
-            deadline=most,
-            max_body=checked_count("max_body", max_body),
+            timeout=timeout,
+            deadline=deadline,
+            max_body=max_body,
         )
-        if self._recipients is not None and call.method != "GET":
-            # Whoever is named in the query or the body, and at least one.
-            query = checked_json("params", dict(params or {}))
-            self._recipients.check_body(call.body or b"{}", call.key, query)
-        delivery = self._ready(call.key)
-        if self._dry_run:
-            what = f"{call.method} {path}"
-            msg = f"a dry_run client sends nothing, so {what} has no answer"
-            raise ConfigurationError(msg)
-        delivery = delivery or await self._open()
-        answer, _, _ = await delivery.deliver(call)
-        try:
-            return answer.json()
-        except ValueError:  # a 409 that was accepted before need not be JSON
-            return None
 
     async def test_api_key(self) -> dict[str, Any]:
-        """Ask Loops whether the key is good: GET /v1/api-key.
+        """Check with Loops whether the API key is valid: GET /v1/api-key.
 
         Returns:
-            The answer, with the team's name as ``teamName``.
+            The response, with the name of the team as ``teamName``.
 
         Raises:
-            AuthenticationError: if it is not.
-            LoopsError: any other of the tree in `loops_async.errors`.
+            AuthenticationError: If the API key is not valid.
+            LoopsError: If the request failed otherwise; see `loops_async.errors`.
         """
-        answer: dict[str, Any] = await self.request("GET", API_KEY_PATH)
-        return answer
+        response: dict[str, Any] = await self.request("GET", API_KEY_PATH)
+        return response
 
     async def aclose(self, grace: float = 10.0) -> None:
-        """Close the client for good; nobody is cancelled.
+        """Close the client permanently, without cancelling any task.
 
-        New calls, and those still waiting to send, get ClientClosedError.
-        What is under way ends normally within the grace, then as a
-        ConnectionLostError. Speaks for the running event loop; the
-        connections in other loops are closed by their own shutdown.
+        New calls, and calls that still wait to send, raise ClientClosedError. A request
+        in flight that does not finish within the grace ends as ConnectionLostError.
+        Only the connections of the running event loop are closed; the shutdown of
+        another event loop closes its own.
 
         Args:
-            grace: Seconds to wait for what is under way.
+            grace: Seconds to wait for requests in flight.
         """
-        self._closed = True
-        here = asyncio.get_running_loop()
-        for lane in list(self._lanes):
-            if lane.loop is here:
-                lane.stop(ClientClosedError("the client is closed"))
-        delivery = self._deliveries.get(here)
-        if delivery is not None:
-            await delivery.close(grace)
-
-    def _ready(self, key: str | None) -> "Delivery | None":
-        """Return the delivery of the running loop, if it was used last."""
-        if self._closed:
-            closed = ClientClosedError("the client is closed")
-            closed.idempotency_key = key
-            raise closed
-        latest = self._latest
-        return latest if latest is not None and latest.transport.usable else None
-
-    async def _open(self) -> "Delivery":
-        """Connect the client to the running event loop; does not wait."""
-        from ._sending.delivery import Delivery  # noqa: PLC0415
-
-        here = asyncio.get_running_loop()
-        known = self._deliveries.get(here)
-        if known is not None and known.transport.usable:
-            self._latest = known
-            return known
-        for loop in list(self._deliveries):  # other threads do the same
-            if loop.is_closed() or loop is here:
-                gone = self._deliveries.pop(loop, None)
-                if gone is not None:
-                    self._past.add(gone.counts)
-        transport = await self._connect()
-        self._latest = self._deliveries[here] = Delivery(
-            transport,
-            api_key=self._api_key,
-            limiter=self._limiter,
-            policy=self._retry,
-            on_attempt=self._on_attempt,
-        )
-        return self._latest
-
-    def _import_late(self) -> None:
-        """Import what takes a while: not with the package, nor in the first send."""
-        from ._http import transport  # noqa: F401, PLC0415
-        from ._sending import delivery  # noqa: F401, PLC0415
-
-    async def _connect(self) -> "Transport":
-        """Return what carries requests in the running event loop; does not wait."""
-        from ._http.transport import AiohttpTransport  # noqa: PLC0415
-
-        if self._session is not None:
-            # There is no public way to ask a session for its loop.
-            here = asyncio.get_running_loop()
-            elsewhere = getattr(self._session, "_loop", here) is not here
-            if elsewhere or self._session.closed:
-                msg = "the session passed in is closed, or of another event loop"
-                raise ConfigurationError(msg)
-        transport = AiohttpTransport(self._session, **self._connections)
-        await transport.open()
-        return transport
-
-
-_RECENT: Final = 10_000  # idempotency keys a stream remembers
+        await self.sender.aclose(grace)

@@ -1,16 +1,23 @@
-"""The addresses of Loops and of the proxy."""
+"""The addresses of Loops and of the proxy, and how a client connects to them."""
 
 import ipaddress
 import os
+import ssl
 import urllib.request
 from types import NoneType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from loops_async._checks import checked_type
+import attrs
+
+from loops_async._checks import checked_count, checked_type
 from loops_async.errors import ConfigurationError
 
 from .api_key import Secret
+from .protocol import Transport
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
 
 DEFAULT_BASE_URL: Final = "https://app.loops.so/api"
 
@@ -51,7 +58,7 @@ def checked_base_url(value: str | None) -> str:
 
 
 def proxy_for(base_url: str, value: str | None) -> str | None:
-    """Return the URL of the proxy to use, or None; reads the environment once.
+    """Return the URL of the proxy, or None for direct connections.
 
     Args:
         base_url: The address that is reached through the proxy.
@@ -84,3 +91,78 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@attrs.frozen
+class Connections:
+    """The connection settings of one client; a call makes an event loop's transport.
+
+    Attributes:
+        session: A session to borrow, or None.
+        max_connections: The greatest number of requests in flight.
+        ssl_context: The TLS settings; None means aiohttp's default.
+        proxy: The URL of an HTTP proxy, or None.
+        usual_timeout: The timeout of most requests in seconds; None means no limit.
+    """
+
+    session: "ClientSession | None"
+    max_connections: int
+    ssl_context: ssl.SSLContext | None
+    proxy: str | None
+    usual_timeout: float | None
+
+    @classmethod
+    def checked(
+        cls,
+        base_url: str,
+        usual_timeout: float | None,
+        *,
+        session: "ClientSession | None",
+        max_connections: int,
+        ssl_context: ssl.SSLContext | None,
+        proxy: str | None,
+        import_now: bool,
+    ) -> "Connections":
+        """Check the settings and return them.
+
+        Args:
+            base_url: The address of Loops.
+            usual_timeout: As in the attributes.
+            session: As in the attributes.
+            max_connections: As in the attributes.
+            ssl_context: As in the attributes.
+            proxy: The URL of an HTTP proxy; None reads the environment.
+            import_now: Whether to import aiohttp, which takes about 0.1 s, now
+                rather than in the first request.
+
+        Raises:
+            ConfigurationError: If a setting is invalid.
+        """
+        if import_now:
+            from . import transport  # noqa: F401, PLC0415
+        return cls(
+            session,
+            checked_count("max_connections", max_connections),
+            checked_type("ssl_context", ssl_context, ssl.SSLContext, NoneType),
+            proxy_for(base_url, proxy),
+            usual_timeout,
+        )
+
+    async def __call__(self) -> Transport:
+        """Return a transport for the running event loop; does not wait.
+
+        Raises:
+            ConfigurationError: If the borrowed session cannot be used in this event
+                loop.
+        """
+        from .transport import AiohttpTransport  # noqa: PLC0415
+
+        transport = AiohttpTransport(
+            self.session,
+            max_connections=self.max_connections,
+            usual_timeout=self.usual_timeout,
+            ssl_context=self.ssl_context,
+            proxy=self.proxy,
+        )
+        await transport.open()
+        return transport

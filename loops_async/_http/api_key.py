@@ -1,4 +1,4 @@
-"""The API key: where it comes from, what it may be, and how it stays hidden."""
+"""The API key: its sources, its validation, and how it stays hidden."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ KeySource: TypeAlias = str | Callable[[], str | Awaitable[str]]
 
 
 class Secret(str):
-    """A string whose repr hides it, in any dict or traceback that shows it."""
+    """A string whose repr hides it in any dict or traceback that shows it."""
 
     __slots__ = ()
 
@@ -23,13 +23,13 @@ class Secret(str):
 
 @attrs.frozen
 class WrongType:
-    """Stands for a value of a wrong type, which may still contain the API key."""
+    """The stand-in for a value of the wrong type, which may contain the API key."""
 
     type_name: str
 
 
 def hide_api_key(value: object) -> object:
-    """Hide an API key before a frame that may raise holds it in its locals."""
+    """Return the value in a form that a traceback with locals does not reveal."""
     if isinstance(value, str):
         return Secret(value)
     if value is None or callable(value):

@@ -1,9 +1,9 @@
-"""The only module that knows aiohttp's client.
+"""The transport, the only module that uses aiohttp's client.
 
-One AiohttpTransport belongs to one event loop, and is closed by that loop's own
-shutdown. What a connection can do to a request ends here in one of our
-errors, returned and not raised: foreign exceptions are neither chained nor
-left as context, for their frames hold the Authorization header.
+A transport belongs to one event loop, whose shutdown closes it. Every connection
+failure becomes one of this package's errors, which is returned and not raised: foreign
+exceptions are neither chained nor left as context, because their frames hold the
+Authorization header.
 """
 
 import asyncio
@@ -14,28 +14,30 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import aiohttp
 from multidict import istr
 
-from loops_async._http.api_key import Secret
 from loops_async._version import __version__
 from loops_async.errors import (
+    ConfigurationError,
     ConnectFailedError,
     ConnectionLostError,
+    LoopsError,
     RequestTimeoutError,
-    TransportError,
 )
 
-from .protocol import MAX_BODY, Request, Response
+from .api_key import Secret
+from .protocol import Response
+from .request import MAX_BODY, Request
 
-CONNECT_TIMEOUT: Final = 10.0
+CONNECT_TIMEOUT: Final = 10.0  # seconds
 
-
-# For the rest see AiohttpTransport._watch: `total` would cost more, and round up to
-# whole seconds from 5 s on, as `connect` would without the threshold. Even so it
-# costs each request something, so our own connector sees to that itself.
+# AiohttpTransport._watch limits the whole request. `total` would cost more and would
+# round timeouts above 5 s up to whole seconds, as `connect` does without the threshold.
+# _Connector limits connecting, at no cost for requests on kept-alive connections.
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None)
 _BORROWED_TIMEOUT: Final = aiohttp.ClientTimeout(
     total=None, connect=CONNECT_TIMEOUT, ceil_threshold=math.inf
@@ -47,23 +49,29 @@ _AUTHORIZATION: Final = istr("Authorization")
 _IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 _HEADERS: Final[dict[str, str]] = {
     istr("Accept"): "application/json",
-    istr("Accept-Encoding"): "identity",  # what inflates cannot be capped
+    istr("Accept-Encoding"): "identity",  # a decompressed body could not be capped
     istr("Content-Type"): "application/json",
     istr("User-Agent"): f"loops-async/{__version__} aiohttp/{aiohttp.__version__}",
 }
 
 
 class AiohttpTransport:
-    """The connections of one client in one event loop, the running one.
+    """The connections of one client in the running event loop.
 
     Args:
-        session: A session to borrow: never closed, its own connector kept,
-            and with it aiohttp's habit of repeating a GET that was lost.
-            None makes one, which its loop's shutdown closes.
-        max_connections: Of the session made; a borrowed one may allow less.
-        usual_limit: Seconds that most requests may take.
-        ssl_context: For TLS; None is the default one, which verifies.
-        proxy: URL of an HTTP proxy, or None.
+        session: A session to borrow, which is never closed; aiohttp then repeats a lost
+            GET by itself. None makes a session that the shutdown of the event loop
+            closes.
+        max_connections: The greatest number of requests in flight; a borrowed session
+            may allow fewer.
+        usual_timeout: The timeout of most requests in seconds; None means no limit.
+        ssl_context: The TLS settings; None means the default, which verifies.
+        proxy: The URL of an HTTP proxy, or None.
+        connect_timeout: Seconds to connect.
+
+    Raises:
+        ConfigurationError: If the borrowed session is closed or belongs to another
+            event loop.
     """
 
     def __init__(
@@ -71,16 +79,23 @@ class AiohttpTransport:
         session: aiohttp.ClientSession | None = None,
         *,
         max_connections: int,
-        usual_limit: float | None = None,
+        usual_timeout: float | None = None,
         ssl_context: ssl.SSLContext | None = None,
         proxy: str | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.closed = False
+        self.borrowed = session
         self._connector: _Connector | None = None
-        self._keeper: AsyncGenerator[None] | None = None
+        self._closer: AsyncGenerator[None] | None = None
         if session is None:
             self._connector = _Connector(
-                limit=max_connections, ttl_dns_cache=60, ssl=ssl_context or True
+                connect_timeout,
+                limit=max_connections,
+                ttl_dns_cache=60,
+                ssl=ssl_context or True,
             )
             session = aiohttp.ClientSession(
                 connector=self._connector,
@@ -91,15 +106,17 @@ class AiohttpTransport:
                 read_bufsize=MAX_BODY,
                 timeout=_TIMEOUT,
             )
-            # Or a GET whose connection broke would go out twice on one permit;
+            # Otherwise aiohttp would repeat a lost GET by itself, on the same permit;
             # there is no public switch.
             session._retry_connection = False  # noqa: SLF001
-            self._keeper = _close_at_shutdown(session)
-            # Only what differs from the session's own goes with each request,
-            # and the key: aiohttp gives the session's headers to proxies too.
+            self._closer = _close_at_shutdown(session, weakref.ref(self))
+            # Each request carries only what differs from the session's settings, and
+            # the API key, because aiohttp sends a session's headers to proxies.
             self._headers: dict[str, str] = {}
             self._options: dict[str, Any] = {"allow_redirects": False}
         else:
+            if session.closed or _loop_of(session) is not self.loop:
+                raise ConfigurationError(_UNUSABLE_SESSION)
             if session.connector is not None:
                 limits = (session.connector.limit, session.connector.limit_per_host)
                 max_connections = min([max_connections, *filter(None, limits)])
@@ -115,98 +132,76 @@ class AiohttpTransport:
             }
         self.max_connections = max_connections
         self._session = session
-        self._secret: Secret | None = None
-        # What is under way, in the order of its ends; inf where a timer of
-        # its own sees to that. One timer for all the others is cheaper.
-        self._under_way: dict[asyncio.Task[Any], float] = {}
-        self._usual_limit = usual_limit
+        self._api_key: Secret | None = None
+        # The time at which each request in flight times out, in ascending order; inf if
+        # the request has a timer of its own. One timer for all others is cheaper.
+        self._in_flight: dict[asyncio.Task[Any], float] = {}
+        self._usual_timeout = usual_timeout
         self._alarm: asyncio.TimerHandle | None = None
         self._cut_off: dict[asyncio.Task[Any], str] = {}
         self._drained: asyncio.Future[None] | None = None
         self._closing = asyncio.Lock()
-        self._thread = threading.get_ident()
-        self._inherited = False
-        _unclosed.add(self)
-
-    @property
-    def usable(self) -> bool:
-        """Whether this is the transport for whoever asks.
-
-        A thread runs one loop at a time, so if ours is running in this one
-        it is the running loop. Asking asyncio costs a system call per call.
-        """
-        return (
-            self.loop.is_running()
-            and threading.get_ident() == self._thread
-            and not self._inherited
-            and not self._session.closed
-        )
+        _open_transports.add(self)
 
     @property
     def in_flight(self) -> int:
-        """How many requests are under way."""
-        return len(self._under_way)
-
-    def inherit(self) -> None:
-        """Keep for ever what a fork brought.
-
-        Closing or dropping it in the child would edit the epoll set it
-        shares with its parent, whose requests would then hang.
-        """
-        self._inherited = True
-        _inherited.append(self)
+        """The number of requests in flight."""
+        return len(self._in_flight)
 
     async def open(self) -> None:
-        """Tie the session to its loop's shutdown; does not wait."""
-        if self._keeper is not None:
-            await anext(self._keeper)
+        """Make the event loop's shutdown close the session; does not wait."""
+        if self._closer is not None:
+            await anext(self._closer)
 
     async def close(self, grace: float) -> None:
-        """Wait for what is under way, cut off what takes longer, and close.
+        """Let requests in flight finish, cut off those that take longer, and close.
 
         Args:
-            grace: Seconds to wait. What is cut off ends as ConnectionLostError.
+            grace: Seconds to wait. A request that is cut off ends as
+                ConnectionLostError.
         """
-        if self._under_way:
+        if self._in_flight:
             if self._drained is None:
                 self._drained = self.loop.create_future()
             drained = self._drained
             await asyncio.wait([drained], timeout=grace)
-            for task in self._under_way:
+            for task in self._in_flight:
                 self._cut(task, _CLOSED)
             await asyncio.wait([drained])
-        if self._keeper is not None:
-            async with self._closing:  # who comes second waits, too
-                await self._keeper.aclose()
+        if self._closer is None:
+            self.closed = True
+        else:
+            async with self._closing:  # a second caller also waits
+                await self._closer.aclose()
 
     async def exchange(
-        self, call: Request, secret: Secret, limit: float | None
-    ) -> Response | TransportError:
-        """Make one request and read its answer.
+        self, request: Request, api_key: Secret, timeout: float | None
+    ) -> Response | LoopsError:
+        """Send one request and read its response.
 
         Args:
-            call: What to request.
-            secret: The API key.
-            limit: Seconds it may take; None is no end.
+            request: The request.
+            api_key: The API key.
+            timeout: Seconds that the exchange may take; None means no limit.
 
         Returns:
-            The answer, whatever its status, or the error there was instead.
+            The response, whatever its status, or the error that ended the request.
         """
-        if secret is not self._secret:
-            self._authorize(secret)
+        if api_key is not self._api_key:
+            self._authorize(api_key)
         headers = self._headers
-        if call.key is not None:
-            headers = {**headers, _IDEMPOTENCY_KEY: call.key}
+        if request.key is not None:
+            headers = {**headers, _IDEMPOTENCY_KEY: request.key}
         task = asyncio.current_task(self.loop)
         assert task is not None
-        cancels = task.cancelling()
-        timer = self._watch(task, limit)
+        cancellations = task.cancelling()
+        timer = self._watch(task, timeout)
         began = time.monotonic()
         try:
             response = await self._session.request(
-                call.method,
-                call.url,
-                data=call.body,
+                request.method,
+                request.url,
+                data=request.body,
                 headers=headers,
                 **self._options,
             )
@@ -214,59 +209,61 @@ class AiohttpTransport:
             if content.is_eof():
                 body = content.read_nowait()
             else:
-                body = await _read(response, call.max_body)
+                body = await _read(response, request.max_body)
         except (Exception, asyncio.CancelledError) as error:
             connection = self._connection_of(task)
             cut = self._cut_off.get(task)
-            ours = cut is not None and task.uncancel() <= cancels
+            ours = cut is not None and task.uncancel() <= cancellations
             if isinstance(error, asyncio.CancelledError) and not ours:
                 raise
             return _translated(error, connection, cut)
         finally:
-            del self._under_way[task]
+            del self._in_flight[task]
             self._cut_off.pop(task, None)
             if timer is not None:
                 timer.cancel()
-            if self._drained is not None and not self._under_way:
+            if self._drained is not None and not self._in_flight:
                 self._drained.set_result(None)
                 self._drained = None
-        truncated = len(body) > call.max_body
+        truncated = len(body) > request.max_body
         if truncated:
-            body = body[: call.max_body]
-        of = self._connector
-        reused = of is not None and of.connections.pop(task, "used") == "used"
+            body = body[: request.max_body]
+        connector = self._connector
+        reused = (
+            connector is not None and connector.connections.pop(task, "used") == "used"
+        )
         round_trip = time.monotonic() - began if reused else None
         return Response(response.status, response.headers, body, truncated, round_trip)
 
-    def _authorize(self, secret: Secret) -> None:
-        """Use the key from now on; what is under way has copied the last."""
-        self._secret = secret
-        bearer = Secret(f"Bearer {secret}")
+    def _authorize(self, api_key: Secret) -> None:
+        """Use the API key from now on; a request in flight keeps its own headers."""
+        self._api_key = api_key
+        bearer = Secret(f"Bearer {api_key}")
         self._headers = {**self._headers, _AUTHORIZATION: bearer}
 
     def _watch(
-        self, task: asyncio.Task[Any], limit: float | None
+        self, task: asyncio.Task[Any], timeout: float | None
     ) -> asyncio.TimerHandle | None:
-        """See to it that the task's request ends; return a timer of its own."""
-        if limit is not None and limit == self._usual_limit:
-            self._under_way[task] = self.loop.time() + limit
+        """Limit the task's request to the timeout; return its own timer, if any."""
+        if timeout is not None and timeout == self._usual_timeout:
+            self._in_flight[task] = self.loop.time() + timeout
             if self._alarm is None:
-                self._set_alarm(self._under_way[task])
+                self._set_alarm(self._in_flight[task])
             return None
-        self._under_way[task] = math.inf
-        if limit is None:
+        self._in_flight[task] = math.inf
+        if timeout is None:
             return None
-        return self.loop.call_later(limit, self._cut, task, _TIMED_OUT)
+        return self.loop.call_later(timeout, self._cut, task, _TIMED_OUT)
 
     def _set_alarm(self, end: float) -> None:
-        # Weakly, so that a client that was dropped is not kept for so long.
+        # The weak reference lets a dropped client be collected before the alarm.
         self._alarm = self.loop.call_at(end, _cut_overdue, weakref.ref(self))
 
     def cut_overdue(self) -> None:
-        """End what is over its time, and wait for the next to be."""
+        """End the requests that have timed out, and set the alarm for the next one."""
         self._alarm = None
         now = self.loop.time()
-        for task, end in self._under_way.items():
+        for task, end in self._in_flight.items():
             if end <= now:
                 self._cut(task, _TIMED_OUT)
             elif end < math.inf:
@@ -274,26 +271,37 @@ class AiohttpTransport:
                 return
 
     def _cut(self, task: asyncio.Task[Any], why: str) -> None:
-        """End the task's request; nobody outside `exchange` sees a cancellation."""
+        """End the task's request; `exchange` turns the cancellation into an error."""
         if task not in self._cut_off:
             self._cut_off[task] = why
             task.cancel()
 
     def _connection_of(self, task: asyncio.Task[Any]) -> _Connection:
-        """Tell, once, what connection the task's request got."""
+        """Return and forget which connection the task's request used."""
         if self._connector is None:
             return "unknown"
         return self._connector.connections.pop(task, "used")
 
 
-_TIMED_OUT: Final = "no answer in time"
-_CLOSED: Final = "the client was closed before the answer came"
+_TIMED_OUT: Final = "no response in time"
+_CLOSED: Final = "the client was closed before the response came"
+_UNUSABLE_SESSION: Final = (
+    "session is closed, or belongs to another event loop: pass an open session of "
+    "the event loop in which the client is used"
+)
+
+
+def _loop_of(session: aiohttp.ClientSession) -> asyncio.AbstractEventLoop | None:
+    # aiohttp has no public way to get the event loop of a session.
+    return session._loop  # noqa: SLF001
 
 
 def _translated(
     error: BaseException, connection: _Connection, cut: str | None
-) -> TransportError:
-    unsent = connection == "none" or error.args == ("Session is closed",)
+) -> LoopsError:
+    """Return this package's error for the exception that ended a request."""
+    no_session = error.args == ("Session is closed",)
+    unsent = connection == "none" or no_session
     if cut is _CLOSED:
         return ConnectionLostError(cut, maybe_accepted=not unsent)
     if cut is not None:
@@ -325,60 +333,72 @@ def _describe(error: BaseException) -> str:
 
 
 async def _read(response: aiohttp.ClientResponse, max_body: int) -> bytes:
-    """Read the body, or a little more than allowed of it."""
-    text = bytearray()
+    """Return the body, or its beginning, which is longer than `max_body`."""
+    body = bytearray()
     try:
-        while len(text) <= max_body and not response.content.at_eof():
-            text += await response.content.readany()
+        while len(body) <= max_body and not response.content.at_eof():
+            body += await response.content.readany()
     finally:
-        # Frees the connection of a body that was not read to its end; after
-        # the end it is back in the pool already and this changes nothing.
+        # This frees the connection if the body was not read to its end. Otherwise the
+        # connection is back in the pool, and closing changes nothing.
         response.close()
-    return bytes(text)
+    return bytes(body)
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Knows what connection the request of each task got."""
+    """A connector that records which connection the request of each task used."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, connect_timeout: float, **options: Any) -> None:
         super().__init__(**options)
+        self._connect_timeout = connect_timeout
         self.connections: dict[asyncio.Task[Any] | None, _Connection] = {}
 
-    # Called only when no used connection is to be had, so it costs others nothing.
+    # aiohttp calls this only if no kept-alive connection is free.
     async def _create_connection(self, *args: Any) -> Any:
         task = asyncio.current_task()
         self.connections[task] = "none"
-        async with asyncio.timeout(CONNECT_TIMEOUT):
+        async with asyncio.timeout(self._connect_timeout):
             protocol = await super()._create_connection(*args)
         self.connections[task] = "new"
         return protocol
 
 
-def _cut_overdue(of: weakref.ref[AiohttpTransport]) -> None:
-    transport = of()
-    if transport is not None:
-        transport.cut_overdue()
-
-
-async def _close_at_shutdown(session: aiohttp.ClientSession) -> AsyncGenerator[None]:
-    """Close the session when closed itself, as a loop's shutdown does."""
+async def _close_at_shutdown(
+    session: aiohttp.ClientSession, reference: "weakref.ref[AiohttpTransport]"
+) -> AsyncGenerator[None]:
+    """Close the session when the shutdown of the event loop closes this generator."""
     process = os.getpid()
     try:
         yield
     finally:
-        # In the child of a fork it is not ours to close: see inherit().
+        transport = reference()
+        if transport is not None:
+            transport.closed = True
+        # A forked child must not close the session: see _keep_inherited.
         if os.getpid() == process:  # pragma: no branch - no coverage in a child
             await session.close()
 
 
-_unclosed: weakref.WeakSet[AiohttpTransport] = weakref.WeakSet()
-_inherited: list[AiohttpTransport] = []
+def _cut_overdue(reference: weakref.ref[AiohttpTransport]) -> None:
+    transport = reference()
+    if transport is not None:
+        transport.cut_overdue()
 
 
-def _inherit_all() -> None:
-    for transport in list(_unclosed):
-        transport.inherit()
+_open_transports: weakref.WeakSet[AiohttpTransport] = weakref.WeakSet()
 
 
-# Windows has neither forks nor this.
-getattr(os, "register_at_fork", dict)(after_in_child=_inherit_all)
+def _keep_inherited(inherited: list[AiohttpTransport]) -> None:
+    """Keep the transports that a fork copied, for the life of the child.
+
+    Closing or dropping one in the child would edit the epoll set that the child
+    shares with its parent, and the parent's requests would hang.
+    """
+    for transport in list(_open_transports):
+        transport.closed = True
+        inherited.append(transport)
+
+
+# The interpreter keeps the hook, and with it the list, until it has dropped every
+# module. Windows has neither forks nor this function.
+getattr(os, "register_at_fork", dict)(after_in_child=partial(_keep_inherited, []))

@@ -1,62 +1,55 @@
-"""Many events: pulled, put in order, sent side by side, accounted for.
+"""A bulk run: events are pulled, ordered and sent concurrently, each to its outcome.
 
-One event walks: source -> `_take` -> order -> ready -> a worker -> outcome ->
-consumer. At most `LOOK_AHEAD` are anywhere on that way, and only while their
-contacts have to wait are there many more than are under way.
+An event passes these stations: source, intake, order, queue, worker, outcome,
+consumer. Workers are tasks: one for each event that is in flight or waits for another
+attempt, and one that waits for a permit.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Awaitable,
-    Callable,
-    Iterable,
-)
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from loops_async._http.protocol import ends_run
 from loops_async.errors import (
     ClientClosedError,
     ConnectionLostError,
-    InvalidEventError,
     LoopsError,
     NotTriedError,
 )
 
-from .bulk_run import BulkRun, Record
-from .ordering import ContactOrder, Entry, ItemT, KeyBook, Sendable
+from .bulk_run import BulkRun
+from .intake import Intake, Source, wake
+from .ordering import ContactOrder, Entry, ItemT
 from .outcomes import Receipt
 
 _logger = logging.getLogger("loops_async")
 
-LOOK_AHEAD: Final = 1000  # events pulled whose outcomes were not taken yet
-_STOCK: Final = 100  # events that can go at once: more are pulled for order only
+LOOK_AHEAD: Final = 1000  # most events pulled ahead of the outcomes taken
+STOCK: Final = 100  # ready events at which pulling pauses
 
 OutcomeT = TypeVar("OutcomeT")
 
-Source: TypeAlias = Iterable[ItemT] | AsyncIterable[ItemT]
 Send: TypeAlias = Callable[[ItemT, bytes, BulkRun], Awaitable[Receipt]]
 
 
-class FanOut(Generic[ItemT, OutcomeT]):
+class Bulk(Generic[ItemT, OutcomeT]):
     """One run of `send_events` or `stream_events`, or of a journal.
 
     Args:
-        events: Where they come from.
-        kind: What each of them has to be.
-        outcome: Makes what is told of one.
-        prepare: Checks an event and gives its bytes; raises a LoopsError.
-        send: Sends one event; None sends nothing, for a dry run.
-        has_room: Whether one more request could be under way.
-        lanes: Of all runs of the client, while they run.
-        on_outcome: Told each outcome; it changes none.
-        patience: Seconds without any progress, after which the run ends.
-        keys: How many idempotency keys to remember; None is all.
-        look_ahead: Events to pull before their outcomes were taken.
-        record: Where attempts are written down.
+        events: The source of the events.
+        kind: The class that each event must have.
+        outcome: A callable that makes the outcome of an event.
+        prepare: A callable that checks and encodes an event, or raises a LoopsError.
+        send: A callable that sends one event; None for a dry run.
+        has_room: A callable that returns whether one more request could be in flight.
+        runs: The current runs of the client, which this run joins while it runs.
+        on_outcome: A hook that gets each outcome, or None.
+        patience: Seconds for which the run may be stalled; None means no limit.
+        keys: The number of idempotency keys to remember; None means all.
+        stock: The number of ready events at which pulling pauses.
+        look_ahead: The greatest number of events to pull ahead of the outcomes taken.
     """
 
     def __init__(
@@ -68,257 +61,213 @@ class FanOut(Generic[ItemT, OutcomeT]):
         prepare: Callable[[ItemT], bytes],
         send: Send[ItemT] | None,
         has_room: Callable[[], bool],
-        lanes: set[BulkRun],
+        runs: set[BulkRun],
         on_outcome: Callable[[OutcomeT], object] | None = None,
         patience: float | None,
         keys: int | None,
+        stock: int = STOCK,
         look_ahead: int = LOOK_AHEAD,
-        record: Record | None = None,
     ) -> None:
-        self._source = events
-        self._kind = kind
+        self._queue: deque[Entry[ItemT]] = deque()  # ready to be sent
+        self._intake: Intake[ItemT] = Intake(
+            events,
+            kind=kind,
+            prepare=prepare,
+            keys=keys,
+            stock=stock,
+            look_ahead=look_ahead,
+            queue=self._queue,
+        )
         self._outcome = outcome
-        self._look_ahead = look_ahead
-        self._record = record
-        self._prepare = prepare
         self._send = send
         self._has_room = has_room
-        self._lanes = lanes
+        self._runs = runs
         self._on_outcome = on_outcome
         self._patience = patience
         self._order: ContactOrder[ItemT] = ContactOrder()
-        self._keys = KeyBook(keys)
-        self._ready: deque[Entry[ItemT]] = deque()
-        self._unsent: dict[int, Entry[ItemT]] = {}  # pulled, and with no worker yet
+        self._queued: dict[int, Entry[ItemT]] = {}  # pulled, but without a worker
         self._outcomes: deque[OutcomeT] = deque()
-        self._pulled = 0
-        self._taken = 0  # outcomes the consumer has
-        self._starting = 0  # workers whose event did not leave yet
-        self._busy = 0  # workers that will take another event when done
-        self._pausing = 0  # of these, with an event to be tried again later
-        self._left: set[str | None] = set()  # keys of the events that did
         self._workers: set[asyncio.Task[None]] = set()
+        self._workers_admitting = 0  # their event's first request is not sent yet
+        self._workers_active = 0  # they take another event when theirs is done
+        self._workers_backing_off = 0  # active, but waiting for another attempt
+        self._keys_in_flight: set[str | None] = set()
         self._all_pulled = False
         self._source_failure: BaseException | None = None
-        self._crash: BaseException | None = None  # of ours
-        self._news: asyncio.Future[None] | None = None  # the consumer waits
-        self._room: asyncio.Future[None] | None = None  # the puller waits
+        self._crash: BaseException | None = None  # an unexpected error in a worker
+        self._news: asyncio.Future[None] | None = None  # while the consumer waits
 
     @property
     def stopped_by(self) -> LoopsError | None:
-        """What ended the run before its source did, or None."""
-        return self.lane.stopped_by
+        """The error that ended the run before its source did, or None."""
+        return self._run.stopped_by
+
+    def stop(self, error: LoopsError) -> None:
+        """Stop the run, if it has begun: requests in flight finish."""
+        self._run.stop(error)
 
     async def outcomes(self) -> AsyncGenerator[OutcomeT, None]:
-        """Run; yield the outcomes as they come in."""
+        """Run, and yield the outcomes in the order in which they arrive."""
         self._loop = asyncio.get_running_loop()
-        self.lane = BulkRun(
+        self._run = BulkRun(
             self._loop,
             self._patience,
-            record=self._record,
-            on_sent=self._sent,
-            on_pause=self._paused,
-            on_resume=self._resumed,
-            on_stop=self._stopped,
+            on_sent=self._note_sent,
+            on_pause=self._note_pause,
+            on_resume=self._note_resume,
+            on_stop=self._settle_queued,
         )
-        self._lanes.add(self.lane)
-        self._puller = asyncio.Task(self._pull(), loop=self._loop)
-        self._puller.add_done_callback(self._puller_left)
+        self._runs.add(self._run)
+        intake = self._intake
+        self._puller = asyncio.Task(intake.pull(self, self._run), loop=self._loop)
+        self._puller.add_done_callback(self._note_source_end)
         try:
             while True:
                 while self._outcomes:
-                    self._taken += 1
-                    if self._room is not None:
-                        self._restock()
+                    intake.taken += 1
+                    if intake.demand is not None:
+                        intake.resume()
                     yield self._outcomes.popleft()
                 if self._crash is not None:
                     raise self._crash
-                if self._all_pulled and not self._ahead():
+                if self._all_pulled and intake.taken == intake.pulled:
                     break
                 self._news = self._loop.create_future()
                 await self._news
         except GeneratorExit:
-            # What is under way may as well end: cut off, nobody would know.
-            self.lane.stop(ClientClosedError("nobody takes the outcomes any more"))
+            # Let requests in flight finish: if they were cancelled, their outcome
+            # would be unknown.
+            self._run.stop(ClientClosedError("the consumer left the stream"))
             while self._workers:
                 await asyncio.wait(self._workers)
             raise
         except BaseException:
-            self.lane.stop(ClientClosedError("the run was cancelled"))
+            self._run.stop(ClientClosedError("the run was cancelled"))
             raise
         finally:
             await self._end()
         if self._source_failure is not None:
             raise self._source_failure
 
-    def _ahead(self) -> int:
-        return self._pulled - self._taken
-
     async def _end(self) -> None:
-        self.lane.disarm()
-        self._lanes.discard(self.lane)
+        self._run.cancel_timer()
+        self._runs.discard(self._run)
         tasks = [self._puller, *self._workers]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._source = ()  # so that a generator made for this is closed at once
+        self._intake.drop_source()
 
-    # The way of an event, from here on.
-
-    async def _pull(self) -> None:
-        if isinstance(self._source, AsyncIterable):
-            async for event in self._source:
-                self._take(event)
-                if self._has_enough():
-                    await self._until_wanted()
-        else:
-            for event in self._source:
-                self._take(event)
-                if not self._pulled % _STOCK:
-                    await asyncio.sleep(0)  # let others have the loop
-                if self._has_enough():
-                    await self._until_wanted()
-
-    def _has_enough(self) -> bool:
-        return len(self._ready) >= _STOCK or self._ahead() >= self._look_ahead
-
-    async def _until_wanted(self) -> None:
-        self._room = self._loop.create_future()
-        await self._room
-
-    def _restock(self) -> None:
-        """Pull more, if enough is wanted to be worth it."""
-        low = len(self._ready) <= _STOCK // 2
-        if (
-            self._room is not None
-            and low
-            and self._ahead() <= self._look_ahead - _STOCK
-        ):
-            _wake(self._room)
-            self._room = None
-
-    def _take(self, event: ItemT) -> None:
-        index = self._pulled
-        if not isinstance(event, self._kind):
-            kind = type(event).__name__
-            raise TypeError(f"events[{index}] must be an Event, not {kind}")
-        if self.lane.stopped_by is not None:
-            self._pulled += 1
-            self._settle(index, event, None, self._not_tried(event))
-            raise asyncio.CancelledError  # the source did not mind that it was
-        body = b""
-        error: LoopsError | None = None
-        try:
-            body = self._prepare(event)
-            if not self._keys.agrees(event.idempotency_key, body):
-                error = _reused(event)
-        except LoopsError as refused:
-            error = refused
-        self._pulled += 1
-        if error is not None:
-            self._settle(index, event, None, error)
-            return
+    def add(self, index: int, event: ItemT, body: bytes) -> None:
+        """Put an event in order, and into the queue if it is ready."""
         if self._send is None:
             receipt = Receipt(event.idempotency_key, 0, False, 0.0, None, dry_run=True)
             self._settle(index, event, receipt, None)
             return
         entry = Entry(index, event, body)
-        self._unsent[index] = entry
+        self._queued[index] = entry
         if self._order.add(entry):
-            self._ready.append(entry)
-            if len(self._ready) == 1:  # else somebody will come for it
+            self._queue.append(entry)
+            if len(self._queue) == 1:  # otherwise a worker waits already
                 self._start_worker()
 
-    def _start_worker(self) -> None:
-        """See to it that somebody waits to send what is ready, and not more.
+    def refuse(self, index: int, event: ItemT, error: LoopsError | None) -> None:
+        """Settle an event that is not sent; None means that the run was stopped."""
+        self._settle(index, event, None, error or self._not_tried(event))
 
-        So there are as many workers as requests under way or to be tried
-        again, and one: rate times latency. That one is not needed where the
-        connections are the limit: who ends takes the next. Unless there may
-        be nobody who ends, or somebody else to take the connection.
+    def _start_worker(self) -> None:
+        """Start a worker if events are ready and no worker waits for a permit.
+
+        If no connection is free, a new worker is useless, because a worker that
+        finishes its event takes the next one. A new worker is needed even then if every
+        worker backs off, or if another run could take the connection.
         """
         if (
-            self._ready
-            and not self._starting
+            self._send is not None
+            and self._queue
+            and not self._workers_admitting
             and (
-                self._pausing >= self._busy or len(self._lanes) > 1 or self._has_room()
+                self._workers_backing_off >= self._workers_active
+                or len(self._runs) > 1
+                or self._has_room()
             )
         ):
-            self._starting += 1
-            self._busy += 1
-            # Never eagerly, or each would start the next before it has sent.
-            worker = asyncio.Task(self._work(), loop=self._loop)
+            self._workers_admitting += 1
+            self._workers_active += 1
+            # An eager task would start the next worker before it sends its own event.
+            worker = asyncio.Task(self._work(self._send), loop=self._loop)
             self._workers.add(worker)
-            worker.add_done_callback(self._worker_left)
+            worker.add_done_callback(self._note_worker_end)
 
-    async def _work(self) -> None:
-        assert self._send is not None
-        while self._ready:
-            entry = self._ready.popleft()
-            if self._room is not None:
-                self._restock()
-            del self._unsent[entry.index]
+    async def _work(self, send: Send[ItemT]) -> None:
+        while self._queue:
+            entry = self._queue.popleft()
+            if self._intake.demand is not None:
+                self._intake.resume()
+            del self._queued[entry.index]
             try:
-                receipt = await self._send(entry.event, entry.body, self.lane)
+                receipt = await send(entry.event, entry.body, self._run)
             except LoopsError as error:
                 if not error.attempts:
-                    self._starting -= 1
-                self._failed(entry, error)
+                    self._workers_admitting -= 1
+                self._note_failure(entry, error)
             except asyncio.CancelledError:
-                cut_off = self._cut_off(entry)
-                if not cut_off.attempts:
-                    self._starting -= 1
-                self._busy -= 1
-                self._done(entry, None, cut_off)
+                cancelled = self._cancelled(entry)
+                if not cancelled.attempts:
+                    self._workers_admitting -= 1
+                self._workers_active -= 1
+                self._finish(entry, None, cancelled)
                 self._start_worker()
                 raise
             else:
-                self._done(entry, receipt, None)
-            if self._starting > 1:  # enough wait already
-                self._busy -= 1
+                if self._run.stalled:
+                    self._run.note_progress()
+                self._finish(entry, receipt, None)
+            if self._workers_admitting > 1:  # enough workers wait already
+                self._workers_active -= 1
                 return
-            self._starting += 1
-        self._starting -= 1
-        self._busy -= 1
+            self._workers_admitting += 1
+        self._workers_admitting -= 1
+        self._workers_active -= 1
 
-    def _failed(self, entry: Entry[ItemT], error: LoopsError) -> None:
-        if ends_run(error) and self.lane.stopped_by is None:
+    def _note_failure(self, entry: Entry[ItemT], error: LoopsError) -> None:
+        if ends_run(error) and self.stopped_by is None:
             if not isinstance(error, ClientClosedError):
                 _logger.warning("sending stopped: %s", error)
-            self.lane.stop(error)
+            self._run.stop(error)
         if isinstance(error, ClientClosedError) and not error.attempts:
             error = self._not_tried(entry.event)
-        self._done(entry, None, error)
+        self._finish(entry, None, error)
 
-    def _sent(self, key: str | None = None) -> None:
-        self._left.add(key)
-        self._starting -= 1
+    def _note_sent(self, key: str | None) -> None:
+        self._keys_in_flight.add(key)
+        self._workers_admitting -= 1
         self._start_worker()
 
-    def _paused(self) -> None:
-        self._pausing += 1
+    def _note_pause(self) -> None:
+        self._workers_backing_off += 1
         self._start_worker()
 
-    def _resumed(self) -> None:
-        self._pausing -= 1
+    def _note_resume(self) -> None:
+        self._workers_backing_off -= 1
 
-    def _cut_off(self, entry: Entry[ItemT]) -> LoopsError:
-        """Return the error for an event whose run was cancelled around it."""
-        if entry.event.idempotency_key not in self._left:
+    def _cancelled(self, entry: Entry[ItemT]) -> LoopsError:
+        """Return the error for an event whose run was cancelled."""
+        if entry.event.idempotency_key not in self._keys_in_flight:
             return self._not_tried(entry.event)
-        text = "the run was cancelled before the answer came"
+        text = "the run was cancelled before the response came"
         error = ConnectionLostError(text, retryable=True, maybe_accepted=True)
         error.idempotency_key = entry.event.idempotency_key
         error.attempts = 1  # at least
         return error
 
-    def _done(
+    def _finish(
         self, entry: Entry[ItemT], receipt: Receipt | None, error: LoopsError | None
     ) -> None:
-        self._left.discard(entry.event.idempotency_key)
-        free = self._order.done(entry)
-        if free and self.lane.stopped_by is None:
-            self._ready.extend(free)
+        self._keys_in_flight.discard(entry.event.idempotency_key)
+        ready = self._order.done(entry)
+        if ready and self.stopped_by is None:
+            self._queue.extend(ready)
         self._settle(entry.index, entry.event, receipt, error)
 
     def _settle(
@@ -329,7 +278,7 @@ class FanOut(Generic[ItemT, OutcomeT]):
         error: LoopsError | None,
     ) -> None:
         if error is not None:
-            error.__traceback__ = None  # its frames hold more than is wanted
+            error.__traceback__ = None  # its frames would keep the run alive
         outcome = self._outcome(index, event, receipt, error)
         if self._on_outcome is not None:
             try:
@@ -337,58 +286,41 @@ class FanOut(Generic[ItemT, OutcomeT]):
             except Exception as raised:  # noqa: BLE001 - a hook changes no outcome
                 _logger.error("on_outcome raised %s", type(raised).__name__)
         self._outcomes.append(outcome)
-        if self._news is not None:
-            self._tell()
+        self._wake_consumer()
 
-    def _tell(self) -> None:
+    def _wake_consumer(self) -> None:
         if self._news is not None:
-            _wake(self._news)
+            wake(self._news)
             self._news = None
 
-    # How it ends.
-
-    def _stopped(self) -> None:
-        """Give back what was pulled and not sent."""
+    def _settle_queued(self) -> None:
+        """Settle the events that were pulled and not sent."""
         self._puller.cancel()
-        self._ready.clear()
-        unsent, self._unsent = self._unsent, {}
-        for entry in unsent.values():
-            error = self._not_tried(entry.event)
-            self._settle(entry.index, entry.event, None, error)
+        self._queue.clear()
+        queued, self._queued = self._queued, {}
+        for entry in queued.values():
+            self.refuse(entry.index, entry.event, None)
 
-    def _not_tried(self, event: ItemT) -> NotTriedError:
-        error = NotTriedError(f"not tried: {self.lane.stopped_by}", retryable=True)
+    def _not_tried(self, event: ItemT) -> LoopsError:
+        error = NotTriedError(f"not tried: {self.stopped_by}", retryable=True)
         error.idempotency_key = event.idempotency_key
         return error
 
-    def _puller_left(self, puller: asyncio.Task[None]) -> None:
+    def _note_source_end(self, puller: asyncio.Task[None]) -> None:
         if puller.cancelled():
-            failure: BaseException | None = asyncio.CancelledError("by the source")
+            failure: BaseException | None = asyncio.CancelledError(
+                "the source was cancelled"
+            )
         else:
             failure = puller.exception()
-        if self.lane.stopped_by is None:  # else it was cut short by us
+        if self.stopped_by is None:  # otherwise this run cancelled the puller
             self._source_failure = failure
         self._all_pulled = True
-        self._tell()
+        self._wake_consumer()
 
-    def _worker_left(self, worker: asyncio.Task[None]) -> None:
+    def _note_worker_end(self, worker: asyncio.Task[None]) -> None:
         self._workers.discard(worker)
-        if not worker.cancelled():  # else its event has its outcome
+        if not worker.cancelled():  # a cancelled worker has settled its event
             self._crash = self._crash or worker.exception()
         if self._crash is not None:
-            self._tell()
-
-
-def _reused(event: Sendable) -> InvalidEventError:
-    why = (
-        "idempotency_key: another event of this run has it, and Loops would "
-        "take only one of them; event.replace(...) makes a copy with its own"
-    )
-    error = InvalidEventError(problems=[why])
-    error.idempotency_key = event.idempotency_key
-    return error
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
+            self._wake_consumer()

@@ -1,60 +1,36 @@
-"""What the sends of one bulk run share: when they wait, and when they stop."""
+"""The state that all events of a bulk run share: when they wait and when they stop."""
 
 import asyncio
 import logging
 import math
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Protocol
 
-from loops_async._pacing.retry_policy import RetryPolicy
 from loops_async.errors import DeadlineExceededError, LoopsError
 
-from .tries import Tries
+from .admission import end_waits
 
 _logger = logging.getLogger("loops_async")
 
 
-class Record(Protocol):
-    """Writes down what is attempted, so that it outlives the process."""
-
-    policy: RetryPolicy
-
-    async def begins(self, key: str | None, tried: Tries) -> None:
-        """Note an attempt, durably, before it leaves.
-
-        Raises:
-            LoopsError: if it must not leave.
-        """
-
-    def failed(self, key: str | None, error: LoopsError) -> None:
-        """Note that the attempt failed, and will be repeated."""
-
-
 class BulkRun:
-    """One bulk run, as far as its sends have to know of it.
+    """The state of one bulk run, as the attempts of its events share it.
 
     Args:
-        loop: The running one; an attribute, too.
-        patience: Seconds it may stand still, with nothing but outage and
-            429s, before it is stopped; None is no end.
-        record: Where its attempts are written down; an attribute, too.
-        on_sent: See `sent`.
-        on_pause: See `paused`.
-        on_resume: See `resumed`.
-        on_stop: Called once, when it stops.
+        loop: The running event loop.
+        patience: Seconds for which outages and 429s may stall the run before it is
+            stopped; None means no limit.
+        on_sent: A callable that gets an event's key when its first request is sent.
+        on_pause: A callable to call when an event starts to wait for another attempt.
+        on_resume: A callable to call when that wait ends.
+        on_stop: A callable to call when the run is stopped.
 
     Attributes:
-        sent: To be called, with its key, when the first request for an event
-            goes out.
-        paused: To be called when an event has to be tried again later.
-        resumed: To be called when it is.
-        stopped_by: Why nothing more is to be sent, or None.
-        held_until: Loop time until which nothing is to be sent.
-        waiting: Cut short when it stops.
-        standing: Whether it has stood still since something.
-        impatient: Whether it has for as long as it may, because of one event
-            alone: that event is to be given up, and not the run.
+        stopped_by: The error that stopped the run, or None.
+        held_until: The event loop's time before which no request is sent.
+        waiting: The scopes of the events that wait; stopping the run ends them.
+        stalled: Whether Loops has accepted no event since an outage or a 429.
+        one_event_stuck: Whether a single event has stalled the run for the whole
+            patience. That event then fails alone, and the run goes on.
     """
 
     def __init__(
@@ -62,80 +38,77 @@ class BulkRun:
         loop: asyncio.AbstractEventLoop,
         patience: float | None,
         *,
-        record: Record | None = None,
         on_sent: Callable[[str | None], None],
         on_pause: Callable[[], None],
         on_resume: Callable[[], None],
         on_stop: Callable[[], None],
     ) -> None:
         self.loop = loop
-        self._patience = patience
-        self.record = record
-        self.sent = on_sent
-        self.paused = on_pause
-        self.resumed = on_resume
-        self._on_stop = on_stop
-        self._timer: asyncio.TimerHandle | None = None
-        self._last: LoopsError | None = None
-        self._failing: set[str | None] = set()  # keys, while it stands still
+        self.on_sent = on_sent
+        self.on_pause = on_pause
+        self.on_resume = on_resume
         self.waiting: set[asyncio.Timeout] = set()
         self.stopped_by: LoopsError | None = None
         self.held_until = -math.inf
-        self.standing = False
-        self.impatient = False
+        self.stalled = False
+        self.one_event_stuck = False
+        self._patience = patience
+        self._on_stop = on_stop
+        self._timer: asyncio.TimerHandle | None = None
+        self._last_error: LoopsError | None = None
+        self._failing_keys: set[str | None] = set()  # since the run stalled
 
-    def stands(
-        self, error: LoopsError | None, asked: float = 0.0, key: str | None = None
+    def note_stall(
+        self, error: LoopsError | None, seconds: float = 0.0, key: str | None = None
     ) -> None:
         """Note an outage or a 429.
 
         Args:
-            error: What showed it, if it was met by this run.
-            asked: Seconds for which the server wants nothing.
-            key: Of the event that met it.
+            error: The error of the event of this run that showed it, or None.
+            seconds: Seconds for which the run sends nothing.
+            key: The idempotency key of that event.
         """
         if error is not None:
-            self._last = error
-            self._failing.add(key)
-        self.held_until = max(self.held_until, self.loop.time() + asked)
-        if not self.standing:
-            self.standing = True
+            self._last_error = error
+            self._failing_keys.add(key)
+        self.held_until = max(self.held_until, self.loop.time() + seconds)
+        if not self.stalled:
+            self.stalled = True
             if self._patience is not None:
-                self._timer = self.loop.call_later(self._patience, self._lose_patience)
+                self._timer = self.loop.call_later(self._patience, self._end_patience)
 
-    def moves(self) -> None:
-        """Note an answer that shows Loops to take events."""
+    def note_progress(self) -> None:
+        """Note a response that shows that Loops accepts events."""
         if self.held_until <= self.loop.time():
-            self.standing = self.impatient = False
-            self._failing.clear()
-            self.disarm()
+            self.stalled = self.one_event_stuck = False
+            self._failing_keys.clear()
+            self.cancel_timer()
 
     def stop(self, error: LoopsError) -> None:
-        """Send nothing more; what is under way ends as it may."""
+        """Stop the run: requests in flight finish, no further one is sent."""
         if self.stopped_by is not None:
             return
         self.stopped_by = error
         self.held_until = math.inf
-        self.disarm()
-        for scope in self.waiting:
-            with suppress(RuntimeError):  # it is expiring by itself
-                scope.reschedule(self.loop.time())
+        self.cancel_timer()
+        end_waits(self.waiting, self.loop)
         self._on_stop()
 
-    def disarm(self) -> None:
-        """Watch the time no more."""
+    def cancel_timer(self) -> None:
+        """Cancel the timer that ends the patience."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _lose_patience(self) -> None:
+    def _end_patience(self) -> None:
         self._timer = None
-        if len(self._failing) == 1 and self.held_until <= self.loop.time():
-            # Who knows whether it is Loops, or this event that Loops cannot take.
-            self.impatient = True
+        if len(self._failing_keys) == 1 and self.held_until <= self.loop.time():
+            # A single failing event does not show whether Loops is down or cannot
+            # process that event.
+            self.one_event_stuck = True
             return
-        text = f"nothing was taken for {self._patience:g} s"
-        if self._last is not None:
-            text += f"; the last: {self._last}"
+        text = f"Loops accepted no event for {self._patience:g} s"
+        if self._last_error is not None:
+            text += f"; the last error: {self._last_error}"
         _logger.warning("sending stopped: %s", text)
         self.stop(DeadlineExceededError(text, retryable=True))

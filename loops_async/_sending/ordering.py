@@ -1,4 +1,4 @@
-"""The order of many events: one contact's one after the other."""
+"""The order of a bulk run: the events of one contact are sent one after another."""
 
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -21,27 +21,29 @@ ItemT = TypeVar("ItemT", bound=Sendable)
 
 @attrs.define(eq=False)
 class Entry(Generic[ItemT]):
-    """One event on its way, and what has to wait for it.
+    """One event of a run, and the events that wait for it.
 
     Attributes:
-        index: Its place in the input.
+        index: The event's position in the input.
         event: The event.
-        body: Its bytes.
+        body: The encoded event.
+        ahead: The number of earlier events of its contact that are not done.
+        behind: The later events of its contact that wait for this one, or None.
     """
 
     index: int
     event: ItemT
     body: bytes
-    ahead: int = 0  # of its contact's events, those that are not done
+    ahead: int = 0
     behind: "list[Entry[ItemT]] | None" = None
 
 
 class ContactOrder(Generic[ItemT]):
-    """Lets each event wait for the last one before it of the same contact.
+    """The order in which each event waits for the previous event of its contact.
 
-    The same contact is who has the same email, in upper or lower case, or
-    the same user ID; an event with both ties the two together. As events
-    only wait for earlier ones there is no deadlock.
+    Two events belong to one contact if they share an email, whatever its case, or
+    a user ID; an event with both ties the two together. Events wait only for
+    earlier ones, so there is no deadlock.
     """
 
     def __init__(self) -> None:
@@ -49,24 +51,24 @@ class ContactOrder(Generic[ItemT]):
         self._last_by_user_id: dict[str, Entry[ItemT]] = {}
 
     def add(self, entry: Entry[ItemT]) -> bool:
-        """Put an event behind its contact's; return whether it can go now."""
+        """Add an event behind those of its contact; return whether it is ready."""
         event = entry.event
-        before = None
+        previous = None
         if event.email is not None:
             email = event.email.casefold()
-            before = self._last_by_email.get(email)
+            previous = self._last_by_email.get(email)
             self._last_by_email[email] = entry
-            if before is not None:
-                _wait(entry, before)
+            if previous is not None:
+                _wait(entry, previous)
         if event.user_id is not None:
-            same = self._last_by_user_id.get(event.user_id)
+            other = self._last_by_user_id.get(event.user_id)
             self._last_by_user_id[event.user_id] = entry
-            if same is not None and same is not before:
-                _wait(entry, same)
+            if other is not None and other is not previous:
+                _wait(entry, other)
         return not entry.ahead
 
     def done(self, entry: Entry[ItemT]) -> list[Entry[ItemT]]:
-        """Take an event out; return those which can go now."""
+        """Remove an event; return the events that become ready."""
         event = entry.event
         if event.email is not None:
             _forget(self._last_by_email, event.email.casefold(), entry)
@@ -79,11 +81,11 @@ class ContactOrder(Generic[ItemT]):
         return [waiting for waiting in entry.behind if not waiting.ahead]
 
 
-def _wait(entry: Entry[Any], before: Entry[Any]) -> None:
+def _wait(entry: Entry[Any], previous: Entry[Any]) -> None:
     entry.ahead += 1
-    if before.behind is None:
-        before.behind = []
-    before.behind.append(entry)
+    if previous.behind is None:
+        previous.behind = []
+    previous.behind.append(entry)
 
 
 def _forget(last: dict[str, Entry[Any]], contact: str, entry: Entry[Any]) -> None:
@@ -91,25 +93,25 @@ def _forget(last: dict[str, Entry[Any]], contact: str, entry: Entry[Any]) -> Non
         del last[contact]
 
 
-class KeyBook:
-    """Remembers which bytes an idempotency key stood for.
+class KeyMemory:
+    """A memory of the body that each idempotency key belongs to.
 
     Args:
-        most: Keys to remember at least, those last seen; None is all.
+        size: The minimum number of latest keys to remember; None means all.
     """
 
-    def __init__(self, most: int | None) -> None:
-        self._most = most
-        self._bytes_of: dict[str, int] = {}  # by hash; 64 bits will do
-        self._before: dict[str, int] = {}  # forgotten when the other is full
+    def __init__(self, size: int | None) -> None:
+        self._size = size
+        self._hashes: dict[str, int] = {}  # 64 bits of the body are enough
+        self._older: dict[str, int] = {}  # dropped when _hashes is full again
 
     def agrees(self, key: str, body: bytes) -> bool:
-        """Return whether the key never stood for other bytes; remember it."""
-        mark = hash(body)
-        known = self._bytes_of.get(key)
+        """Remember a key and its body; return False if the key had another body."""
+        digest = hash(body)
+        known = self._hashes.get(key)
         if known is None:
-            known = self._before.get(key, mark)
-            if len(self._bytes_of) == self._most:
-                self._bytes_of, self._before = {}, self._bytes_of
-            self._bytes_of[key] = known
-        return known == mark
+            known = self._older.get(key, digest)
+            if len(self._hashes) == self._size:
+                self._hashes, self._older = {}, self._hashes
+            self._hashes[key] = known
+        return known == digest

@@ -1,4 +1,4 @@
-"""What became of events: of one, and of many."""
+"""The results of sends: of one attempt, of one event, of many events."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -12,16 +12,18 @@ from loops_async.errors import LoopsError, NotTriedError
 
 @attrs.frozen(slots=False)  # cheaper to make than with slots
 class Attempt:
-    """One request of a call, as `on_attempt` is told of it.
+    """One attempt of a call, as the hook `on_attempt` gets it.
 
     Attributes:
-        idempotency_key: Of the event; None for a request without one.
-        number: From 1.
-        status: The answer's status; None if there was none.
-        error: Why it was not accepted; None if it was.
-        elapsed: Seconds from sending to the answer or its absence.
-        retry_in: Seconds until the next attempt may begin; None if none will.
+        idempotency_key: The key of the event; None for a request without a key.
+        number: The number of the attempt, from 1.
+        status: The status of the response; None without a response.
+        error: The error, if the request was not accepted; else None.
+        elapsed: Seconds from sending the request to its end.
+        retry_in: Seconds until the next attempt may start; None if none follows.
     """
+
+    __module__ = "loops_async"
 
     idempotency_key: str | None
     number: int
@@ -33,17 +35,19 @@ class Attempt:
 
 @attrs.frozen(slots=False)  # cheaper to make than with slots
 class Receipt:
-    """Loops has the event.
+    """The confirmation that Loops has the event.
 
     Attributes:
-        idempotency_key: The event's.
-        attempts: Requests made for it; 0 in a dry run.
-        duplicate: Whether Loops had accepted it before: an earlier attempt
-            whose answer was lost, or another send under the same key.
-        elapsed: Seconds from the call to the answer, all waiting included.
-        rate_limit: The server's last word on the rate limit, or None.
-        dry_run: Whether it was only checked and not sent.
+        idempotency_key: The key of the event.
+        attempts: The number of requests for it; 0 in a dry run.
+        duplicate: Whether Loops had accepted the event before: in an earlier
+            attempt whose response was lost, or in another send with the same key.
+        elapsed: Seconds from the call to the response, all waits included.
+        rate_limit: The rate limit that the response reports, or None.
+        dry_run: Whether the event was only checked, and not sent.
     """
+
+    __module__ = "loops_async"
 
     idempotency_key: str
     attempts: int
@@ -53,17 +57,20 @@ class Receipt:
     dry_run: bool = False
 
 
-@attrs.frozen(slots=False)  # likewise
+@attrs.frozen(slots=False)  # cheaper to make than with slots
 class Outcome:
-    """What became of one event of many.
+    """The outcome of one event of a bulk run.
 
     Attributes:
-        index: Its place in the input, from 0.
+        index: The position of the event in the input, from 0.
         event: The event.
-        receipt: If Loops has it; else None.
-        error: If not: why, with ``maybe_accepted`` true if nobody knows, or
-            a NotTriedError if the run ended before it was sent. Else None.
+        receipt: The receipt, if Loops has the event; else None.
+        error: The error, if Loops does not have the event; else None. If its
+            ``maybe_accepted`` is true, the outcome is unknown. It is a
+            NotTriedError if the run ended before the event was sent.
     """
+
+    __module__ = "loops_async"
 
     index: int
     event: Event
@@ -77,16 +84,33 @@ class Outcome:
 
 
 class SendReport(Sequence[Outcome]):
-    """What became of the events of one `send_events`, in input order.
+    """The outcomes of one call of `send_events`, in input order.
 
     Each outcome is in exactly one of five parts: `accepted`, `duplicates`,
     `failures`, `unknown` and `not_tried`.
 
     Attributes:
-        stopped_by: The error that ended the run before its input did, with
-            the rest of the input not even read; None if nothing did.
-        elapsed: Seconds it took.
+        stopped_by: The error that stopped the run before the end of its input; the
+            rest of the input was not read. None if the run was not stopped.
+        elapsed: Seconds that the run took.
+
+    ```python
+    from loops_async import Event
+
+    report = await loops.send_events([Event("signup", email="ada@example.com")])
+    print(report)  # 1 event in 0.1 s: 1 accepted
+    for outcome in report.failures + report.unknown:
+        print(outcome.index, outcome.event.email, outcome.error)
+    report.raise_for_failures()
+    ```
+
+    Send an event of ``failures`` again once the cause of its error is removed. Send an
+    event of ``unknown`` again only with the same key, within 24 hours. The events of
+    ``not_tried`` were read from the input but not sent; the input after them was not
+    read.
     """
+
+    __module__ = "loops_async"
 
     def __init__(
         self,
@@ -105,35 +129,35 @@ class SendReport(Sequence[Outcome]):
 
     @property
     def accepted(self) -> tuple[Outcome, ...]:
-        """Loops has them, by this run."""
+        """The events that Loops accepted in this run."""
         return self._parts["accepted"]
 
     @property
     def duplicates(self) -> tuple[Outcome, ...]:
-        """Loops has them; it had accepted their keys before."""
+        """The events whose keys Loops had accepted before."""
         return self._parts["duplicates"]
 
     @property
     def failures(self) -> tuple[Outcome, ...]:
-        """Loops does not have them."""
+        """The events that Loops does not have."""
         return self._parts["failures"]
 
     @property
     def unknown(self) -> tuple[Outcome, ...]:
-        """Nobody knows; send them again only with the same key."""
+        """The events whose outcome is unknown; send them again only with their keys."""
         return self._parts["unknown"]
 
     @property
     def not_tried(self) -> tuple[Outcome, ...]:
-        """Read from the input, but the run ended before they were sent."""
+        """The events that were read, and not sent before the run ended."""
         return self._parts["not_tried"]
 
     def raise_for_failures(self) -> None:
-        """Raise what went wrong, if anything did.
+        """Raise the errors of the run, if there are any.
 
         Raises:
-            ExceptionGroup: of the errors of `failures` and `unknown`, and of
-                `stopped_by`.
+            ExceptionGroup: If `failures` or `unknown` has events, or the run was
+                stopped; it contains their errors and `stopped_by`.
         """
         errors = [o.error for o in (*self.failures, *self.unknown) if o.error]
         if self.stopped_by is not None and self.stopped_by not in errors:
@@ -184,5 +208,5 @@ def _part_of(outcome: Outcome) -> str:
         return "duplicates" if outcome.receipt.duplicate else "accepted"
     if isinstance(outcome.error, NotTriedError):
         return "not_tried"
-    assert outcome.error is not None
+    assert outcome.error is not None  # an outcome has a receipt or an error
     return "unknown" if outcome.error.maybe_accepted else "failures"

@@ -1,11 +1,11 @@
-"""What a client has done, and how it stands."""
+"""The counters and the state of a client."""
 
 import attrs
 
 
 @attrs.define
 class Counts:
-    """What has become of the calls of one client in one event loop."""
+    """The counters of one client in one event loop."""
 
     requests: int = 0
     limited: int = 0
@@ -15,6 +15,7 @@ class Counts:
     unknown: int = 0
 
     def add(self, other: "Counts") -> None:
+        """Add the counts of another event loop."""
         for field in attrs.fields(Counts):
             both = getattr(self, field.name) + getattr(other, field.name)
             setattr(self, field.name, both)
@@ -22,27 +23,29 @@ class Counts:
 
 @attrs.frozen(kw_only=True)
 class ClientStats:
-    """What a client has done since it was made, and how it stands now.
+    """The counters of a client since it was made, and its current state.
 
     Attributes:
-        requests: Made, every attempt counted.
-        limited: Answers that were a 429.
-        accepted: Calls that Loops took.
-        duplicates: Calls that Loops had taken before (409).
-        failures: Calls that Loops did not take, refused before the network
-            not counted.
-        unknown: Calls that ended in an error, and nobody knows.
-        in_flight: Requests under way.
-        waiting: Calls that wait for a permit, the end of an outage, or their
-            next attempt.
-        limit: Permits of the rate limiter; None is no limit.
-        period: Seconds in which each is given once; None without a limit.
-        effective_limit: How many of them this process uses: fewer than `limit` while
-            others use the same key. None without a limit.
+        requests: Requests sent; every attempt counts.
+        limited: Responses that were a 429.
+        accepted: Calls that Loops accepted.
+        duplicates: Calls that Loops had accepted before (409).
+        failures: Calls that Loops did not accept. Events that were refused before
+            the network are not counted.
+        unknown: Calls whose outcome is unknown.
+        in_flight: Requests in flight.
+        waiting: Calls that wait for a permit, for the end of an outage, or for
+            their next attempt.
+        limit: The permits of the rate limiter; None means no limit.
+        period: The period of the rate limiter in seconds; None without a limit.
+        effective_limit: The permits that this process uses: fewer than `limit`
+            while other processes use the same API key. None without a limit.
         held: Seconds for which a 429 still holds all sends.
-        outage: Whether the sends of the running event loop are held because
-            Loops does not answer, or with errors only.
+        outage: Whether the circuit breaker holds the sends of the running event
+            loop, because Loops does not respond, or only with errors.
     """
+
+    __module__ = "loops_async"
 
     requests: int
     limited: int

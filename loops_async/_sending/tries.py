@@ -1,169 +1,263 @@
-"""When to try one event again."""
+"""The attempts of one request: whether another one follows, and when it may start.
 
+`Tries` serves a single call. `BulkTries`, in a module of its own, serves one event of
+a bulk run.
+"""
+
+import asyncio
 from collections.abc import Iterator
-from typing import Final
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Final, Protocol, TypeAlias
 
-from loops_async._http.protocol import Request
+import attrs
+
+from loops_async._http.api_key import Secret
+from loops_async._http.protocol import MAX_RETRY_AFTER, Response
+from loops_async._http.request import Request
 from loops_async._pacing.retry_policy import RetryPolicy
 from loops_async.errors import (
     APIError,
+    AuthenticationError,
     ClientClosedError,
     ConnectionLostError,
     DeadlineExceededError,
     LoopsError,
-    NotTriedError,
     RateLimitError,
     RequestTimeoutError,
 )
 
-MAX_RETRY_AFTER: Final = 60.0  # seconds; who asks for more is not waited for
+from .admission import Admission, Permit
+
+_SHORTEST: Final = 0.001  # seconds; the least timeout of an attempt
+
+Scope: TypeAlias = AbstractAsyncContextManager[asyncio.Timeout]
 
 
-class Tries:
-    """What has become of a call so far, and what is to become of it.
+class Resumable(Protocol):
+    """The part of `Tries` that a `Record` needs."""
 
-    Args:
-        policy: How often and how patiently.
-        call: What is tried.
-        end: Loop time of its deadline, or None.
+    @property
+    def attempts(self) -> int:
+        """The number of requests that this process sent."""
+
+    def resumed(self, *, ambiguous: bool) -> None:
+        """Note attempts of an earlier run, of which Loops may have accepted one."""
+
+
+class Record(Protocol):
+    """A durable record of the attempts of events, which outlives the process.
+
+    Attributes:
+        policy: The number of attempts of an event, and the pauses between them.
     """
 
-    # Defaults, because most calls need no other values.
-    attempts = 0
-    wait = 0.0  # seconds until the next attempt may begin
-    ambiguous = False  # some attempt may have been accepted
-    only_throttled = False  # nothing but 429s can have used the key up
-    refused: tuple[str, LoopsError] | None = None  # which API key was, and how
-    _throttled = False
+    policy: RetryPolicy
+
+    async def before_attempt(self, key: str | None, tries: Resumable) -> None:
+        """Record an attempt durably, before its request is sent.
+
+        Raises:
+            LoopsError: If the request must not be sent.
+        """
+
+    def after_failure(self, key: str | None, error: LoopsError) -> None:
+        """Record that an attempt failed and another will follow."""
+
+
+class _State:
+    """The state of the attempts so far; the class attributes are the initial state.
+
+    Attributes:
+        attempts: The number of requests that were sent.
+        sent: The event loop's time from which the current attempt is measured.
+        wait: Seconds until the next attempt may start.
+        ambiguous: Whether Loops may have accepted an attempt.
+        only_rate_limited: Whether an earlier attempt got a 429, and no earlier attempt
+            may have been accepted.
+        cut_by_deadline: Whether the deadline shortened the last timeout.
+        refused: The API key that Loops refused, and the error.
+        response: The response that accepted the request.
+        record: The record of the attempts; None if they are not recorded.
+    """
+
+    attempts: int = 0
+    sent: float = 0.0
+    wait: float = 0.0
+    ambiguous: bool = False
+    only_rate_limited: bool = False
+    cut_by_deadline: bool = False
+    refused: tuple[Secret, LoopsError] | None = None
+    response: Response
+    record: "Record | None" = None
+    _rate_limited = False
     _waits: Iterator[float] | None = None
     _last: LoopsError | None = None
 
-    def __init__(
-        self, policy: RetryPolicy, call: Request, end: float | None = None
-    ) -> None:
-        self._policy = policy
-        self._call = call
-        self.end = end
 
-    def failed(self, error: LoopsError, now: float) -> LoopsError | None:
-        """Note how an attempt ended.
+@attrs.define(slots=False, eq=False)
+class Tries(_State):
+    """The attempts of a single call.
+
+    Attributes:
+        request: The request that is repeated.
+        policy: The number of attempts, and the pauses between them.
+        began: The event loop's time at which the call began.
+        end: The event loop's time at which the deadline passes; None means never.
+    """
+
+    request: Request
+    policy: RetryPolicy
+    began: float
+    end: float | None
+
+    def try_start(self, admission: Admission) -> Permit | None:
+        """Return a permit if the next attempt may start without a wait."""
+        return None if self.wait else admission.try_enter(bulk=False)
+
+    async def may_start(self, admission: Admission) -> Permit:
+        """Wait until the next attempt may start, and return its permit.
+
+        Raises:
+            DeadlineExceededError: If no time is left, or if the wait certainly takes
+                longer than the time left.
+            ClientClosedError: If the client is closed.
+        """
+        self.refuse_to_start(admission)
+        loop = asyncio.get_running_loop()
+        if self.end is not None:
+            wait = max(self.wait, admission.shortest_wait())
+            if loop.time() + wait > self.end:
+                raise self.deadline_passed()
+        permit = None
+        with suppress(TimeoutError):
+            async with self.waits(admission, self.end):
+                await asyncio.sleep(self.wait)
+                while permit is None:
+                    permit = await admission.enter(bulk=False)
+        self.refuse_to_start(admission, permit)
+        if permit is None:
+            raise self.deadline_passed()
+        self.sent = loop.time()
+        return permit
+
+    def waits(self, admission: Admission, end: float | None) -> Scope:
+        """Return a scope for a wait, which ends when the client is closed."""
+        return admission.waits(end)
+
+    def refuse_to_start(
+        self, admission: Admission, permit: Permit | None = None
+    ) -> None:
+        """Raise if no further attempt may start; the permit then ends unused.
+
+        Raises:
+            ClientClosedError: If the client is closed.
+        """
+        if admission.closed:
+            if permit is not None:
+                permit.unused()
+            raise self.complete(
+                ClientClosedError(self._with_last("the client is closed"))
+            )
+
+    def begin(self) -> float | None:
+        """Count an attempt; return its timeout in seconds, or None for no limit."""
+        self.attempts += 1
+        timeout, end = self.request.timeout, self.end
+        if end is None or (timeout is not None and self.sent + timeout <= end):
+            self.cut_by_deadline = False
+            return timeout
+        self.cut_by_deadline = True
+        return max(end - self.sent, _SHORTEST)
+
+    def failed(
+        self,
+        error: LoopsError,
+        now: float,
+        admission: Admission,  # noqa: ARG002 - BulkTries uses it
+        api_key: Secret | None = None,
+    ) -> LoopsError | None:
+        """Note the error of an attempt, and decide whether another attempt follows.
+
+        Args:
+            error: The error of the attempt.
+            now: The event loop's time.
+            admission: The admission, after the attempt's permit has ended.
+            api_key: The API key of the attempt, if a callable returned it.
 
         Returns:
-            The error to raise, or None to try again after `wait`.
+            The error to raise; None if another attempt follows after `wait` seconds.
         """
-        asked = self._note(error)
-        if asked is not None:
-            self.wait = max(self.wait, asked)
+        return self._with_rotation(self.judge(error, now), api_key)
+
+    def judge(self, error: LoopsError, now: float) -> LoopsError | None:
+        """Note the error; return the error to raise, or None to try again."""
+        retry_after = self._note(error)
+        if retry_after is not None:
+            self.wait = max(self.wait, retry_after)
         late = self.end is not None and now + self.wait > self.end
         if self._is_final(error, self.attempts) or (
-            asked is not None and (asked > MAX_RETRY_AFTER or late)
+            retry_after is not None and (retry_after > MAX_RETRY_AFTER or late)
         ):
-            cut_short = isinstance(error, RequestTimeoutError) and late
-            return self.deadline_passed() if cut_short else self.complete(error)
+            timed_out = isinstance(error, RequestTimeoutError) and late
+            return self.deadline_passed() if timed_out else self.complete(error)
         return self.deadline_passed() if late else None
 
+    def _with_rotation(
+        self, final: LoopsError | None, api_key: Secret | None
+    ) -> LoopsError | None:
+        """Allow one more attempt if the refused API key may have been rotated."""
+        if (
+            isinstance(final, AuthenticationError)
+            and api_key is not None
+            and self.refused is None
+        ):
+            self.refused = api_key, final
+            self.wait = 0.0
+            return None
+        return final
+
     def resumed(self, *, ambiguous: bool) -> None:
-        """Note that there were attempts before, made by another process."""
+        """Note attempts of an earlier run, of which Loops may have accepted one."""
         self.ambiguous = ambiguous
-        self._throttled = True  # for all that is known
-        self.only_throttled = not ambiguous
+        self._rate_limited = True  # unknown, so assume it
+        self.only_rate_limited = not ambiguous
 
     def _note(self, error: LoopsError) -> float | None:
-        """Draw the next wait; return the seconds the server asked for."""
+        """Note the error and draw the next wait; return the Retry-After in seconds."""
         self.ambiguous = self.ambiguous or error.maybe_accepted
-        self._throttled = self._throttled or isinstance(error, RateLimitError)
-        self.only_throttled = self._throttled and not self.ambiguous
+        self._rate_limited = self._rate_limited or isinstance(error, RateLimitError)
+        self.only_rate_limited = self._rate_limited and not self.ambiguous
         self._last = error
         if self._waits is None:
-            self._waits = self._policy.waits()
+            self._waits = self.policy.waits()
         self.wait = next(self._waits)
         if self.attempts == 1 and isinstance(error, ConnectionLostError):
-            self.wait = 0.0  # most likely a kept connection that had gone stale
+            self.wait = 0.0  # the kept-alive connection had most likely gone stale
         return error.retry_after if isinstance(error, APIError) else None
 
     def _is_final(self, error: LoopsError, attempts: int) -> bool:
         return (
             not error.retryable
-            or attempts >= self._policy.attempts
-            or (error.maybe_accepted and not self._call.repeatable)
+            or attempts >= self.policy.attempts
+            or (error.maybe_accepted and not self.request.repeatable)
         )
 
     def deadline_passed(self) -> LoopsError:
-        """Return the error for a deadline that is over, or certain to be."""
-        text = f"the deadline of {self._call.deadline:g} s leaves no time"
-        if self.attempts:
-            text += " for another attempt"
+        """Return the error of a deadline that has passed or is certain to pass."""
+        text = f"the deadline of {self.request.deadline:g} s leaves no time"
+        text += " for another attempt" if self.attempts else " for an attempt"
         return self.complete(DeadlineExceededError(self._with_last(text)))
 
-    def closed(self) -> LoopsError:
-        """Return the error for a client that was closed meanwhile."""
-        return self.complete(ClientClosedError(self._with_last("the client is closed")))
-
     def _with_last(self, text: str) -> str:
-        return text if self._last is None else f"{text}; the last: {self._last.args[0]}"
+        if self._last is None:
+            return text
+        return f"{text}; the last error: {self._last.args[0]}"
 
     def complete(self, error: LoopsError) -> LoopsError:
-        """Give an error what it has to tell of the whole call."""
-        error.idempotency_key = self._call.key
+        """Set the attributes of an error that describe the call; return the error."""
+        error.idempotency_key = self.request.key
         error.attempts = self.attempts
         error.maybe_accepted = self.ambiguous
         if isinstance(error, DeadlineExceededError):
             error.retryable = True
         return error
-
-
-class BulkTries(Tries):
-    """The same for one event of many, which may wait as long as it takes.
-
-    Its deadline bounds the attempts and the pauses between them, from the
-    first attempt on. The rate limiter, an outage and what a server asks for
-    with Retry-After cost it neither time nor tries.
-    """
-
-    _counted = 0  # attempts that cost it a try
-    _began = 0.0
-
-    def __init__(self, policy: RetryPolicy, call: Request) -> None:
-        super().__init__(policy, call)
-        self._left = call.deadline
-
-    def begins(self, now: float) -> None:
-        """Note that the next attempt begins; sets its `end`."""
-        self._began = now
-        if self._left is not None:
-            self.end = now + self._left
-
-    def held(self, error: LoopsError, *, pause: bool = True) -> None:
-        """Note a 429, or an attempt that ended in an outage.
-
-        Args:
-            error: How it ended.
-            pause: Whether to wait before the next even if not asked to.
-        """
-        asked = self._note(error)
-        self._wait_as_asked(asked, self.wait if pause else 0.0)
-
-    def failed(self, error: LoopsError, now: float) -> LoopsError | None:
-        """Note how an attempt ended otherwise; see `Tries.failed`."""
-        asked = self._note(error)
-        self._counted += 1
-        late = False
-        if self._left is not None:
-            self._left -= now - self._began + self.wait
-            late = self._left <= 0
-        self._wait_as_asked(asked, self.wait)
-        if self._is_final(error, self._counted):
-            cut_short = isinstance(error, RequestTimeoutError) and late
-            return self.deadline_passed() if cut_short else self.complete(error)
-        return self.deadline_passed() if late else None
-
-    def _wait_as_asked(self, asked: float | None, at_least: float) -> None:
-        if asked is None or asked > MAX_RETRY_AFTER:  # then the whole run waits
-            asked = 0.0
-        self.wait = max(asked, at_least)
-
-    def stopped(self, by: LoopsError) -> LoopsError:
-        """Return the error for a run that was stopped meanwhile."""
-        if self._last is not None:
-            return self.complete(self._last)
-        return self.complete(NotTriedError(f"not tried: {by}", retryable=True))

@@ -1,4 +1,4 @@
-"""The errors: one tree, one line each, whole after any journey."""
+"""The error classes: their tree, their text, and copies and pickles of them."""
 
 import copy
 import pickle
@@ -22,8 +22,8 @@ from loops_async.errors import (
 )
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]
-EVERY = pytest.mark.parametrize("cls", CLASSES, ids=errors.__all__)
-JOURNEYS: list[Callable[[LoopsError], LoopsError]] = [
+EACH_CLASS = pytest.mark.parametrize("cls", CLASSES, ids=errors.__all__)
+COPIERS: list[Callable[[LoopsError], LoopsError]] = [
     copy.copy,
     copy.deepcopy,
     *(
@@ -34,10 +34,10 @@ JOURNEYS: list[Callable[[LoopsError], LoopsError]] = [
 
 
 def complete(cls: type[LoopsError]) -> LoopsError:
-    """Make an error with nothing left at its default."""
+    """Make an error whose attributes all differ from their defaults."""
     if issubclass(cls, APIError):
         error: LoopsError = cls(
-            "Loops answered 418: no",
+            "Loops responded with 418: no",
             status=418,
             message="no",
             body=b"\xff{}",
@@ -49,7 +49,7 @@ def complete(cls: type[LoopsError]) -> LoopsError:
     elif issubclass(cls, InvalidEventError):
         error = cls(problems=["email: required", "user_id: must not be empty"])
     else:
-        error = cls("it failed", retryable=True, maybe_accepted=True)
+        error = cls("some text", retryable=True, maybe_accepted=True)
     if isinstance(error, RateLimitError):
         error.limit, error.remaining = 10, 0
     error.idempotency_key = "k-1"
@@ -57,18 +57,18 @@ def complete(cls: type[LoopsError]) -> LoopsError:
     return error
 
 
-@EVERY
+@EACH_CLASS
 def test_every_attribute_survives_copies_and_pickles(cls: type[LoopsError]) -> None:
     error = complete(cls)
-    for journey in JOURNEYS:
-        arrived = journey(error)
-        assert type(arrived) is cls
-        assert arrived.args == error.args
-        assert vars(arrived) == vars(error)
-        assert str(arrived) == str(error)
+    for copier in COPIERS:
+        copied = copier(error)
+        assert type(copied) is cls
+        assert copied.args == error.args
+        assert vars(copied) == vars(error)
+        assert str(copied) == str(error)
 
 
-@EVERY
+@EACH_CLASS
 def test_every_class_can_be_made_without_arguments(cls: type[LoopsError]) -> None:
     error = cls()
     assert str(error) == ""
@@ -77,8 +77,10 @@ def test_every_class_can_be_made_without_arguments(cls: type[LoopsError]) -> Non
     assert str(pickle.loads(pickle.dumps(error))) == ""
 
 
-@EVERY
-def test_each_prints_one_line_that_says_what_matters(cls: type[LoopsError]) -> None:
+@EACH_CLASS
+def test_each_error_prints_one_line_with_attempts_and_maybe_accepted(
+    cls: type[LoopsError],
+) -> None:
     text = str(complete(cls))
     assert len(text.splitlines()) == 1
     assert "(after 3 attempts)" in text
@@ -86,27 +88,27 @@ def test_each_prints_one_line_that_says_what_matters(cls: type[LoopsError]) -> N
     assert text.endswith("; the event may have been accepted") is expected
 
 
-def test_a_single_attempt_is_not_worth_a_word() -> None:
-    error = ServerError("Loops answered 500")
+def test_the_text_does_not_mention_a_single_attempt() -> None:
+    error = ServerError("Loops responded with 500")
     error.attempts = 1
-    assert str(error) == "Loops answered 500"
+    assert str(error) == "Loops responded with 500"
 
 
-def test_an_invalid_event_says_all_its_problems() -> None:
+def test_the_text_of_an_invalid_event_lists_all_problems() -> None:
     error = InvalidEventError(problems=["a: b", "c: d"])
     assert str(error) == "a: b; c: d"
     assert error.problems == ("a: b", "c: d")
-    assert str(InvalidEventError("said", problems=["a: b"])) == "said"
+    assert str(InvalidEventError("text", problems=["a: b"])) == "text"
 
 
-def test_a_timeout_does_not_read_its_text_as_errno() -> None:
+def test_a_timeout_error_does_not_use_its_text_as_errno() -> None:
     for cls in (DeadlineExceededError, RequestTimeoutError):
         error = cls("late")
         assert error.errno is None
         assert error.args == ("late",)
 
 
-def test_the_builtin_families_catch_what_the_tree_says() -> None:
+def test_the_builtin_base_classes_are_those_in_the_tree() -> None:
     assert issubclass(InvalidEventError, ValueError)
     assert issubclass(DeadlineExceededError, TimeoutError)
     assert issubclass(RequestTimeoutError, TimeoutError)
@@ -118,7 +120,6 @@ def test_the_builtin_families_catch_what_the_tree_says() -> None:
 
 
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
-    """Nobody has to believe a drawing."""
     drawn: dict[str, str | None] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -139,7 +140,7 @@ def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
     assert drawn == actual
 
 
-def test_the_list_of_names_is_complete_and_sorted() -> None:
+def test_the_exported_names_are_complete_and_sorted() -> None:
     defined = {
         name
         for name, value in vars(errors).items()
@@ -151,12 +152,12 @@ def test_the_list_of_names_is_complete_and_sorted() -> None:
     assert issubclass(TransportError, LoopsError)
 
 
-@EVERY
-def test_each_class_says_what_it_means(cls: type[LoopsError]) -> None:
+@EACH_CLASS
+def test_each_class_has_a_docstring(cls: type[LoopsError]) -> None:
     assert (vars(cls)["__doc__"] or "").strip()
 
 
-def test_rate_headers_that_were_absent_are_none() -> None:
+def test_a_rate_limit_error_without_headers_has_no_counts() -> None:
     error = RateLimitError("slow down")
     assert (error.limit, error.remaining, error.retry_after) == (None, None, None)
     assert error.headers == {}

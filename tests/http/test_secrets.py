@@ -1,7 +1,7 @@
-"""The API key appears nowhere, and an event's values in nothing that is logged.
+"""The API key appears in no output, and the values of an event in no log line.
 
-Crash reporters print the locals of every frame, so these are looked at too: of
-our frames, along every cause and context.
+Crash reporters print the local variables of every frame. The tests therefore search
+the frames of this library, too, along all causes and contexts of an error.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from support.clients import TWICE
 from support.http_server import (
     OK,
-    TWICE,
     Connection,
     Script,
     Server,
@@ -30,8 +30,9 @@ from support.http_server import (
     free_port,
     hangs,
     reply,
-    run,
 )
+from support.sends import transport_of
+from support.waiting import run, until
 
 import loops_async
 from loops_async import AsyncLoopsClient, Attempt, LoopsError, RetryPolicy, errors
@@ -39,7 +40,7 @@ from loops_async.sandbox import FAULTS, Sandbox
 
 KEY = "sk-never-to-be-seen-0123456789abcdef"
 BEARER = f"Bearer {KEY}"
-OURS = str(Path(loops_async.__file__).parent)
+PACKAGE = str(Path(loops_async.__file__).parent)
 
 EMAIL = "ada.lovelace@private.example"
 USER_ID = "usr_private_1815"
@@ -59,14 +60,14 @@ def loops_at(url: str, **settings: Any) -> AsyncLoopsClient:
 
 
 def frames_of(error: BaseException) -> Iterator[FrameType]:
-    """Yield our frames of its traceback."""
+    """Yield the frames of this library in the error's traceback."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename.startswith(OURS):
+        if frame.f_code.co_filename.startswith(PACKAGE):
             yield frame
 
 
 def safe_repr(value: object) -> str:
-    """Return its repr, or the error of what was not made to its end."""
+    """Return the repr of the value, which may be an incomplete object."""
     try:
         return repr(value)
     except AttributeError as error:
@@ -74,45 +75,46 @@ def safe_repr(value: object) -> str:
 
 
 def chained(error: BaseException) -> Iterator[BaseException]:
-    waiting: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
+    """Yield the error with all its causes and contexts."""
+    pending: list[BaseException | None] = [error]
+    visited: set[int] = set()
+    while pending:
+        link = pending.pop()
+        if link is None or id(link) in visited:
             continue
-        seen.add(id(one))
-        yield one
-        waiting += [one.__cause__, one.__context__]
+        visited.add(id(link))
+        yield link
+        pending += [link.__cause__, link.__context__]
 
 
-def shown(error: BaseException) -> Iterator[str]:
-    """Yield all a crash reporter could print of an error of ours."""
-    for one in chained(error):
-        for frame in frames_of(one):
+def printable_texts(error: BaseException) -> Iterator[str]:
+    """Yield all texts that a crash reporter could print about the error."""
+    for link in chained(error):
+        for frame in frames_of(link):
             for name, value in frame.f_locals.items():
                 yield f"{frame.f_code.co_name}: {name} = {safe_repr(value)}"
                 if isinstance(value, LoopsError):
                     yield f"{name}: {vars(value)!r}"
-        if isinstance(one, LoopsError):
-            yield from (str(one), repr(one), repr(one.args), repr(vars(one)))
-            yield pickle.dumps(one).decode("latin-1")
-            yield repr(vars(copy.copy(one)))
+        if isinstance(link, LoopsError):
+            yield from (str(link), repr(link), repr(link.args), repr(vars(link)))
+            yield pickle.dumps(link).decode("latin-1")
+            yield repr(vars(copy.copy(link)))
 
 
-def check_hidden(error: BaseException, key: str = KEY) -> None:
-    for text in shown(error):
+def assert_key_is_hidden(error: BaseException, key: str = KEY) -> None:
+    for text in printable_texts(error):
         assert key not in text, text.replace(key, "<THE KEY>")
 
 
 @pytest.fixture
 def log() -> Iterator[list[str]]:
-    """Collect every record of every logger, as text."""
+    """Collect the records of all loggers as text."""
     lines: list[str] = []
 
     class Collecting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            made = logging.Formatter("%(name)s %(levelname)s %(message)s")
-            lines.append(f"{made.format(record)} {record.args!r} {vars(record)!r}")
+            formatter = logging.Formatter("%(name)s %(levelname)s %(message)s")
+            lines.append(f"{formatter.format(record)} {record.args!r} {vars(record)!r}")
 
     root = logging.getLogger()
     collecting, level = Collecting(logging.NOTSET), root.level
@@ -123,21 +125,21 @@ def log() -> Iterator[list[str]]:
     root.removeHandler(collecting)
 
 
-async def error_of(loops: AsyncLoopsClient, **given: Any) -> LoopsError:
+async def error_of(loops: AsyncLoopsClient, **options: Any) -> LoopsError:
     with pytest.raises(LoopsError) as raised:
-        await loops.send_event("e", **{**EVENT, **given})
+        await loops.send_event("e", **{**EVENT, **options})
     return raised.value
 
 
-# Over a run of faults.
+# Many sends with faults.
 
 
-def test_over_a_run_of_all_faults_the_key_is_nowhere_and_the_log_is_private(
+def test_sends_with_all_faults_show_neither_the_api_key_nor_private_values(
     log: list[str],
 ) -> None:
-    """With every logger at DEBUG, and asyncio's own debug mode."""
-    told: list[Attempt] = []
-    found: list[BaseException] = []
+    """All loggers have the level DEBUG, and asyncio runs in its debug mode."""
+    attempts: list[Attempt] = []
+    failures: list[BaseException] = []
 
     async def main() -> list[str]:
         asyncio.get_running_loop().set_debug(True)
@@ -150,7 +152,7 @@ def test_over_a_run_of_all_faults_the_key_is_nowhere_and_the_log_is_private(
                 max_connections=10,
                 deadline=None,
                 retry=RetryPolicy(attempts=2, base=0.01),
-                on_attempt=told.append,
+                on_attempt=attempts.append,
             )
 
             async def send(number: int) -> None:
@@ -159,35 +161,34 @@ def test_over_a_run_of_all_faults_the_key_is_nowhere_and_the_log_is_private(
                         "e", **{**EVENT, "email": f"{number}{EMAIL}"}
                     )
                 except LoopsError as error:
-                    found.append(error)
+                    failures.append(error)
 
             async with loops:
                 await asyncio.gather(*map(send, range(200)))
-                delivery = loops._latest
-                assert delivery is not None
-                transport = delivery.transport
-                parts = [loops, delivery, transport, transport._session]
+                transport = transport_of(loops)
+                engine, delivery = loops.sender, loops.sender._latest
+                parts = [loops, engine, delivery, transport, transport._session]
                 reprs = [repr(part) for part in parts]
                 reprs += [repr(vars(part)) for part in parts[:-1]]
                 reprs.append(repr(transport._session.headers))
             return reprs
 
     reprs = run(main())
-    assert len({type(error) for error in found}) >= 2
-    assert len(found) > 20
-    for error in found:
-        check_hidden(error)
-    for text in [*reprs, *map(repr, told)]:
+    assert len({type(error) for error in failures}) >= 2
+    assert len(failures) > 20
+    for error in failures:
+        assert_key_is_hidden(error)
+    for text in [*reprs, *map(repr, attempts)]:
         assert KEY not in text, text.replace(KEY, "<THE KEY>")
-    ours = [line for line in log if line.startswith("loops_async ")]
-    assert len(ours) > 200
+    own_lines = [line for line in log if line.startswith("loops_async ")]
+    assert len(own_lines) > 200
     for line in log:
         assert KEY not in line
         for private in PRIVATE:
             assert private not in line
 
 
-def test_the_settings_hide_the_key() -> None:
+def test_the_repr_of_a_client_hides_the_api_key() -> None:
     async def main() -> None:
         loops = loops_at("http://127.0.0.1:1/api")
         for text in (repr(loops), str(loops), repr(vars(loops))):
@@ -196,25 +197,25 @@ def test_the_settings_hide_the_key() -> None:
     run(main())
 
 
-# A server that says back what it was sent.
+# A server that quotes the request in its response.
 
 
 def echoing(status: int, kind: str = "json") -> Script:
-    """Answer with the Authorization header and the whole event, everywhere."""
+    """Respond with the Authorization header and the whole event."""
 
     async def script(connection: Connection) -> None:
         while (request := await connection.request()) is not None:
             auth = request.headers["authorization"]
             sent = json.loads(request.body) if request.body else {}
-            said = f"bad key {auth} for " + ", ".join(map(str, values_of(sent)))
+            text = f"bad key {auth} for " + ", ".join(map(str, values_of(sent)))
             headers = {"X-Echo": auth, "Location": f"/x?key={KEY}"}
             headers["X-RateLimit-Limit"] = auth
             if kind == "json":
-                body = json.dumps({"success": False, "message": said, "auth": auth})
+                body = json.dumps({"success": False, "message": text, "auth": auth})
             elif kind == "error object":
-                body = json.dumps({"success": False, "error": {"message": said}})
+                body = json.dumps({"success": False, "error": {"message": text}})
             else:
-                body = said
+                body = text
             type_ = "text/plain" if kind == "text" else "application/json"
             await connection.send(reply(status, body, headers, kind=type_))
 
@@ -238,15 +239,15 @@ async def echoed(script: Script, **settings: Any) -> LoopsError:
 @pytest.mark.parametrize(
     "status", [200, 301, 400, 401, 403, 404, 405, 408, 413, 418, 429, 500, 503]
 )
-def test_what_a_server_says_back_is_masked(
+def test_quotes_of_the_request_in_a_response_are_masked(
     status: int, kind: str, log: list[str]
 ) -> None:
-    """The key in all of the error; the event's values in its text and message.
+    """The error hides the API key, and its text and message the values of the event.
 
-    The raw body stays as it was but for the key: it is for a debugger.
+    The raw body, which is for debugging, keeps the values of the event.
     """
-    told: list[Attempt] = []
-    error = run(echoed(echoing(status, kind), on_attempt=told.append))
+    attempts: list[Attempt] = []
+    error = run(echoed(echoing(status, kind), on_attempt=attempts.append))
     assert isinstance(error, errors.APIError)
     assert error.status == status
     for text in (*error.args, str(error), error.message, str(error.headers)):
@@ -261,22 +262,22 @@ def test_what_a_server_says_back_is_masked(
     for private in PRIVATE:
         assert not any(private in line for line in log)
     assert not any(KEY in line for line in log)
-    assert not any(KEY in repr(one) for one in told)
+    assert not any(KEY in repr(attempt) for attempt in attempts)
     assert KEY.encode() not in pickle.dumps(error)
 
 
 @pytest.mark.parametrize("status", [200, 301, 400, 401, 500])
-def test_what_a_server_says_back_is_in_no_local_of_ours(status: int) -> None:
-    check_hidden(run(echoed(echoing(status))))
+def test_quotes_of_the_api_key_are_in_no_local_variable(status: int) -> None:
+    assert_key_is_hidden(run(echoed(echoing(status))))
 
 
 @pytest.mark.parametrize("kind", ["json", "text"])
 @pytest.mark.parametrize("before", range(164, 190, 7))
-def test_no_part_of_the_key_is_left_where_a_message_was_cut(
+def test_a_message_that_is_cut_within_the_api_key_shows_no_part_of_it(
     before: int, kind: str
 ) -> None:
-    said = "x" * before + f" {KEY} and more that is cut off for its length"
-    body = json.dumps({"message": said}) if kind == "json" else said
+    text = "x" * before + f" {KEY} and more that is cut off for its length"
+    body = json.dumps({"message": text}) if kind == "json" else text
     script = answers(reply(400, body, kind="text/plain"))
     error = run(echoed(script))
     assert isinstance(error, errors.APIError)
@@ -284,7 +285,7 @@ def test_no_part_of_the_key_is_left_where_a_message_was_cut(
     assert KEY[:8] not in str(error)
 
 
-# The words of aiohttp, which quote what a server sent.
+# Exceptions of aiohttp that quote the response or the URL.
 
 
 def garbled(*words: str) -> Script:
@@ -296,15 +297,15 @@ def garbled(*words: str) -> Script:
     return script
 
 
-def test_garbage_that_holds_the_key_is_masked(log: list[str]) -> None:
+def test_an_api_key_in_a_malformed_response_is_masked(log: list[str]) -> None:
     error = run(echoed(garbled("abc", BEARER)))
     assert isinstance(error, errors.ConnectionLostError)
     assert "***" in str(error)
-    check_hidden(error)
+    assert_key_is_hidden(error)
     assert not any(KEY in line for line in log)
 
 
-def test_garbage_that_holds_the_event_is_masked(log: list[str]) -> None:
+def test_values_of_the_event_in_a_malformed_response_are_masked(log: list[str]) -> None:
     error = run(echoed(garbled("abc", EMAIL, USER_ID)))
     assert isinstance(error, errors.ConnectionLostError)
     for text in (str(error), *log):
@@ -312,9 +313,9 @@ def test_garbage_that_holds_the_event_is_masked(log: list[str]) -> None:
         assert USER_ID not in text
 
 
-def test_the_query_of_a_request_is_masked_in_what_aiohttp_says(log: list[str]) -> None:
-    """It quotes the URL."""
-
+def test_the_query_of_a_request_is_masked_in_a_url_that_aiohttp_quotes(
+    log: list[str],
+) -> None:
     async def main() -> LoopsError:
         async with Server(garbled("abc")) as server, loops_at(server.url) as loops:
             with pytest.raises(LoopsError) as raised:
@@ -330,26 +331,26 @@ def test_the_query_of_a_request_is_masked_in_what_aiohttp_says(log: list[str]) -
         assert EMAIL.replace("@", "%40") not in text
 
 
-def test_the_json_and_query_of_a_request_are_masked_in_what_a_server_says(
+def test_the_json_and_query_of_a_request_are_masked_in_the_message(
     log: list[str],
 ) -> None:
-    said = f"{EMAIL} and {EMAIL.replace('@', '%40')} and {USER_ID}"
-    script = answers(reply(400, json.dumps({"message": said})))
+    text = f"{EMAIL} and {EMAIL.replace('@', '%40')} and {USER_ID}"
+    script = answers(reply(400, json.dumps({"message": text})))
 
     async def main() -> list[LoopsError]:
-        found: list[LoopsError] = []
+        failures: list[LoopsError] = []
         async with Server(script) as server, loops_at(server.url) as loops:
-            for given in (
+            for options in (
                 {"params": {"email": EMAIL, "userId": USER_ID}},
                 {"json": {"a": [{"b": EMAIL}, USER_ID]}},
             ):
                 with pytest.raises(errors.BadRequestError) as raised:
-                    await loops.request("PUT", "/v1/contacts/update", **given)
-                found.append(raised.value)
-        return found
+                    await loops.request("PUT", "/v1/contacts/update", **options)
+                failures.append(raised.value)
+        return failures
 
     for error in run(main()):
-        check_hidden(error)
+        assert_key_is_hidden(error)
         assert isinstance(error, errors.APIError)
         assert error.message == "*** and *** and ***"
         for text in (str(error), *log):
@@ -358,27 +359,27 @@ def test_the_json_and_query_of_a_request_are_masked_in_what_a_server_says(
 
 
 def test_masking_leaves_the_rest_of_a_message_readable() -> None:
-    said = {"success": False, "message": f"Contact {EMAIL} not found. True 1 a"}
-    error = run(echoed(answers(reply(400, json.dumps(said)))))
+    content = {"success": False, "message": f"Contact {EMAIL} not found. True 1 a"}
+    error = run(echoed(answers(reply(400, json.dumps(content)))))
     assert "Contact *** not found. True 1 a" in str(error)
 
 
-# AiohttpTransport errors, and those of our own.
+# Errors without a response.
 
 
 @pytest.mark.parametrize("script", [closes, hangs], ids=["closes", "hangs"])
-def test_a_transport_error_hides_the_key(script: Script, log: list[str]) -> None:
+def test_a_transport_error_hides_the_api_key(script: Script, log: list[str]) -> None:
     error = run(echoed(script, timeout=0.3))
     assert isinstance(error, errors.TransportError)
-    check_hidden(error)
+    assert_key_is_hidden(error)
     assert not any(KEY in line for line in log)
 
 
-def test_a_refused_connection_and_a_bad_certificate_hide_the_key() -> None:
+def test_a_refused_connection_and_a_failed_handshake_hide_the_api_key() -> None:
     async def main() -> None:
         refusing = f"http://127.0.0.1:{free_port()}/api"
         async with loops_at(refusing) as loops:
-            check_hidden(await error_of(loops))
+            assert_key_is_hidden(await error_of(loops))
 
         async def plain(connection: Connection) -> None:
             await connection.reader.read(1)
@@ -387,63 +388,70 @@ def test_a_refused_connection_and_a_bad_certificate_hide_the_key() -> None:
         async with Server(plain) as server:
             url = server.url.replace("http:", "https:")
             async with loops_at(url, ssl_context=ssl.create_default_context()) as loops:
-                check_hidden(await error_of(loops))
+                assert_key_is_hidden(await error_of(loops))
 
     run(main())
 
 
-def test_over_a_borrowed_session_the_key_is_hidden_too() -> None:
-    """There the header goes with each request, in a dict of ours."""
+def test_an_error_over_a_borrowed_session_hides_the_api_key() -> None:
+    """There the client passes the Authorization header with each request."""
 
     async def main() -> None:
         for script in (closes, hangs, garbled("abc", BEARER)):
-            async with Server(script) as server, aiohttp.ClientSession() as session:
-                loops = loops_at(server.url, session=session, timeout=0.3)
-                check_hidden(await error_of(loops))
-                assert loops._latest is not None
-                assert KEY not in repr(vars(loops._latest.transport))
+            async with (
+                Server(script) as server,
+                aiohttp.ClientSession() as session,
+                loops_at(server.url, session=session, timeout=0.3) as loops,
+            ):
+                assert_key_is_hidden(await error_of(loops))
+                assert KEY not in repr(vars(transport_of(loops)))
                 assert KEY not in repr(session.headers)
 
     run(main())
 
 
-def test_a_deadline_and_a_closed_client_hide_the_key() -> None:
+def test_a_deadline_and_a_closed_client_hide_the_api_key() -> None:
     async def main() -> None:
         async with Server(answers(reply(500))) as server:
             retry = RetryPolicy(attempts=9, base=20)
             loops = loops_at(server.url, retry=retry)
             error = await error_of(loops, deadline=0.2)
             assert isinstance(error, errors.DeadlineExceededError)
-            check_hidden(error)
+            assert_key_is_hidden(error)
             await loops.aclose()
             error = await error_of(loops)
             assert isinstance(error, errors.ClientClosedError)
-            check_hidden(error)
+            assert_key_is_hidden(error)
 
     run(main())
 
 
-def test_an_invalid_event_and_a_forbidden_recipient_hide_the_key() -> None:
+def test_an_invalid_event_and_a_forbidden_recipient_hide_the_api_key() -> None:
     async def main() -> None:
         loops = loops_at("http://127.0.0.1:1/api", allowed_recipients=())
-        check_hidden(await error_of(loops))
+        assert_key_is_hidden(await error_of(loops))
         error = await error_of(loops, email="no email")
         assert isinstance(error, errors.InvalidEventError)
-        check_hidden(error)
+        assert_key_is_hidden(error)
 
     run(main())
 
 
 @pytest.mark.parametrize("script", [hangs, answers(reply(503))], ids=["hang", "wait"])
-def test_a_cancelled_send_shows_the_key_in_no_frame_of_ours(script: Script) -> None:
-    """In flight and between attempts; aiohttp's own frames are its own."""
+def test_a_cancelled_send_shows_the_api_key_in_no_frame_of_this_library(
+    script: Script,
+) -> None:
+    """The send is cancelled in flight, or while it waits for its next attempt."""
 
     async def main() -> asyncio.CancelledError:
+        attempts: list[Attempt] = []
         retry = RetryPolicy(attempts=3, base=1000, cap=1000)
-        async with Server(script) as server, loops_at(server.url, retry=retry) as loops:
+        settings: dict[str, Any] = {"retry": retry, "on_attempt": attempts.append}
+        async with Server(script) as server, loops_at(server.url, **settings) as loops:
             task = asyncio.create_task(loops.send_event("e", **EVENT, deadline=None))
             await server.arrived()
-            await asyncio.sleep(0.05)
+            if script is not hangs:
+                await until(lambda: attempts)
             task.cancel()
             try:
                 await task
@@ -453,7 +461,7 @@ def test_a_cancelled_send_shows_the_key_in_no_frame_of_ours(script: Script) -> N
 
     cancelled = run(main())
     assert list(frames_of(cancelled))
-    check_hidden(cancelled)
+    assert_key_is_hidden(cancelled)
 
 
 # Construction.
@@ -474,11 +482,11 @@ BAD_SETTINGS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_a_construction_that_fails_shows_no_key(name: str) -> None:
-    with pytest.raises(errors.ConfigurationError) as refused:
+def test_a_failed_construction_hides_the_api_key(name: str) -> None:
+    with pytest.raises(errors.ConfigurationError) as caught:
         AsyncLoopsClient(KEY, **{name: BAD_SETTINGS[name]})
-    assert list(frames_of(refused.value))
-    check_hidden(refused.value)
+    assert list(frames_of(caught.value))
+    assert_key_is_hidden(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -486,29 +494,29 @@ def test_a_construction_that_fails_shows_no_key(name: str) -> None:
     [f"{KEY} x", f"{KEY}\n{KEY}", f"{KEY}é", f"\0{KEY}"],
     ids=["space", "line", "accent", "control"],
 )
-@pytest.mark.parametrize("told", ["argument", "environment"])
-def test_a_key_that_cannot_be_is_not_shown(
-    key: str, told: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("source", ["argument", "environment"])
+def test_an_invalid_api_key_is_not_shown(
+    key: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if told == "environment":
+    if source == "environment":
         if "\0" in key:
-            pytest.skip("the environment cannot hold it")
+            pytest.skip("an environment variable cannot contain NUL")
         monkeypatch.setenv("LOOPS_API_KEY", key)
-    with pytest.raises(errors.ConfigurationError) as refused:
-        AsyncLoopsClient(key if told == "argument" else None)
-    check_hidden(refused.value)
+    with pytest.raises(errors.ConfigurationError) as caught:
+        AsyncLoopsClient(key if source == "argument" else None)
+    assert_key_is_hidden(caught.value)
 
 
 @pytest.mark.parametrize(
     "key", [KEY.encode(), [KEY], {"key": KEY}], ids=["bytes", "list", "dict"]
 )
-def test_a_key_of_a_wrong_type_is_not_shown(key: Any) -> None:
-    with pytest.raises(errors.ConfigurationError) as refused:
+def test_an_api_key_of_a_wrong_type_is_not_shown(key: Any) -> None:
+    with pytest.raises(errors.ConfigurationError) as caught:
         AsyncLoopsClient(key)
-    check_hidden(refused.value)
+    assert_key_is_hidden(caught.value)
 
 
-# Callable keys.
+# Callable API keys.
 
 
 def raising() -> str:
@@ -537,8 +545,8 @@ JUNK: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", JUNK)
-def test_a_callable_key_that_fails_shows_no_key(name: str) -> None:
-    """Its own exception held it, so that is neither chained nor quoted."""
+def test_a_callable_api_key_that_fails_is_not_shown(name: str) -> None:
+    """Its exception, which may hold the key, is neither chained nor quoted."""
 
     async def main() -> LoopsError:
         loops = AsyncLoopsClient(JUNK[name], base_url="http://127.0.0.1:1/api")
@@ -548,11 +556,11 @@ def test_a_callable_key_that_fails_shows_no_key(name: str) -> None:
     assert isinstance(error, errors.ConfigurationError)
     assert error.__cause__ is None
     assert error.__context__ is None
-    check_hidden(error)
+    assert_key_is_hidden(error)
 
 
 @pytest.mark.parametrize("later", [False, True], ids=["plain", "async"])
-def test_the_key_of_a_callable_is_hidden_like_any_other(
+def test_an_error_hides_the_api_key_that_a_callable_returned(
     later: bool, log: list[str]
 ) -> None:
     async def fetch() -> str:
@@ -566,18 +574,17 @@ def test_the_key_of_a_callable_is_hidden_like_any_other(
                 async with AsyncLoopsClient(
                     source, base_url=server.url, rate_limit=math.inf, retry=TWICE
                 ) as loops:
-                    check_hidden(await error_of(loops))
-                    assert loops._latest is not None
-                    assert KEY not in repr(vars(loops._latest.transport))
+                    assert_key_is_hidden(await error_of(loops))
+                    assert KEY not in repr(vars(transport_of(loops)))
                 assert server.requests[0].headers["authorization"] == BEARER
 
     run(main())
     assert not any(KEY in line for line in log)
 
 
-def test_a_hook_that_raises_the_key_is_logged_without_it(log: list[str]) -> None:
-    """By the name of its exception's class alone."""
-
+def test_a_hook_that_raises_is_logged_with_the_class_of_its_exception_only(
+    log: list[str],
+) -> None:
     def hook(_: Attempt) -> None:
         raise ValueError(f"{KEY} of {EMAIL}")
 
@@ -593,19 +600,18 @@ def test_a_hook_that_raises_the_key_is_logged_without_it(log: list[str]) -> None
     assert not any(KEY in line or EMAIL in line for line in log)
 
 
-def test_an_unclosed_client_is_told_of_without_the_key() -> None:
+def test_the_warning_about_an_unclosed_client_hides_the_api_key() -> None:
     async def main() -> None:
         async with Server(answers(OK)) as server:
             loops = loops_at(server.url)
             await loops.send_event("e", **EVENT)
-            delivery = loops._latest
-            assert delivery is not None
-            holding = [loops]
+            transport = transport_of(loops)
+            references = [loops]
             del loops
-            with pytest.warns(ResourceWarning) as told:
-                holding.clear()
-            await delivery.transport.close(0.0)
-            text = " ".join(str(one.message) for one in told)
+            with pytest.warns(ResourceWarning) as warned:
+                references.clear()
+            await transport.close(0.0)
+            text = " ".join(str(warning.message) for warning in warned)
             assert "unclosed AsyncLoopsClient" in text
             assert KEY not in text
 

@@ -1,14 +1,25 @@
-"""The way of one call through gate, limiter and transport, where they meet."""
+"""One send through circuit breaker, rate limiter and transport, where they meet."""
 
 import asyncio
 import gc
-import math
 import warnings
 import weakref
 from typing import Any
 
 import pytest
-from support.http_server import OK, Server, answers, reply
+from support.clients import client_of, failure_of, start_sends
+from support.http_server import (
+    OK,
+    Connection,
+    Server,
+    answers,
+    hang,
+    reply,
+    respond,
+    serving,
+)
+from support.virtual_time import advance, run_frozen
+from support.waiting import advance_until, run, until
 
 from loops_async import (
     AsyncLoopsClient,
@@ -25,104 +36,134 @@ from loops_async import (
 from loops_async._http.transport import AiohttpTransport
 from loops_async.sandbox import Sandbox
 
+from .support import make_sender
+
 RETRY = RetryPolicy(attempts=30, base=0.01)
 
 
-def test_who_waited_for_a_permit_while_the_gate_closed_waits_at_the_gate() -> None:
-    """The permit goes back unused, and nothing is sent into the outage."""
+@pytest.mark.parametrize(
+    "connections", [3, 100], ids=["connections limited", "connections unlimited"]
+)
+def test_a_send_that_gets_its_permit_in_an_outage_returns_it_and_waits(
+    connections: int,
+) -> None:
+    """Permits become free in the outage, and only the probe uses one of them."""
 
     async def main() -> None:
-        limiter = RateLimiter(1, 0.05)
+        limiter = RateLimiter(5, 0.1, clock=asyncio.get_running_loop().time)
         async with (
-            Sandbox(rate_limit=None) as sandbox,
-            AsyncLoopsClient(
-                sandbox.api_key, base_url=sandbox.url, rate_limit=limiter, retry=RETRY
+            serving(respond(503)) as server,
+            client_of(
+                server, rate_limit=limiter, retry=RETRY, max_connections=connections
             ) as loops,
         ):
-            sandbox.script(*["503"] * 5)
-            await asyncio.gather(
-                *(loops.send_event("e", email=f"{n}@example.com") for n in range(12))
-            )
-            assert sandbox.counts.accepted == 12
-            assert sandbox.counts.requests == 17
-            refused = [one.status for one in sandbox.requests][:6]
-            assert refused == [503] * 5 + [200]  # the sixth was the probe
+            sends = start_sends(loops, 12)
+            await advance_until(lambda: loops.stats.outage, step=0.01)
+            await until(lambda: not loops.stats.in_flight)
+            before = len(server.requests)
+            await advance(0.4)  # four periods, and less than the pause of 0.5 s
+            assert len(server.requests) == before
+            server.handler = respond()
+            await advance_until(lambda: all(send.done() for send in sends))
+            assert sum(send.result().attempts for send in sends) == 12 + before
+            assert len(server.requests) == 12 + before
 
-    asyncio.run(main())
+    run_frozen(main())
 
 
-def test_an_alarm_that_outlives_its_transport_does_nothing() -> None:
-    """A client that was dropped is not kept for the time-out of its last request."""
+def test_the_timer_of_a_timeout_does_not_keep_a_dropped_client_alive() -> None:
+    """The timer expires without an effect."""
 
     async def main() -> None:
         async with Sandbox() as sandbox:
-            loops = AsyncLoopsClient(
-                sandbox.api_key, base_url=sandbox.url, timeout=0.05
+            transports: list[weakref.ref[AiohttpTransport]] = []
+
+            async def connect() -> AiohttpTransport:
+                transport = AiohttpTransport(max_connections=1, usual_timeout=0.05)
+                await transport.open()
+                transports.append(weakref.ref(transport))
+                return transport
+
+            loops = client_of(sandbox)
+            loops.sender = make_sender(
+                connect, base_url=sandbox.url, api_key=sandbox.api_key, timeout=0.05
             )
             await loops.test_api_key()
-            assert loops._latest is not None
-            transport: weakref.ref[AiohttpTransport] = weakref.ref(
-                loops._latest.transport
-            )
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 del loops
                 gc.collect()
-                await asyncio.sleep(0.1)
+                await advance(0.1)
             assert [warning.category for warning in caught] == [ResourceWarning]
+            (transport,) = transports
             assert transport() is None
 
-    asyncio.run(main())
+    run_frozen(main())
 
 
-def test_a_wait_too_long_for_one_is_asked_of_nobody_else() -> None:
-    """Retry-After of a day ends that call; the others go on after one period."""
+def test_a_retry_after_that_is_too_long_ends_one_send_and_holds_no_other() -> None:
+    """After a Retry-After of a day, the next send waits for one period."""
 
     async def main() -> None:
         day = reply(429, headers={"Retry-After": "86400"})
         async with (
             Server(answers(day, OK)) as server,
-            AsyncLoopsClient(
-                "key", base_url=server.url, rate_limit=RateLimiter(5, 0.1)
-            ) as loops,
+            client_of(server, rate_limit=RateLimiter(5, 0.1)) as loops,
         ):
             with pytest.raises(RateLimitError) as raised:
                 await loops.send_event("e", email="ada@example.com")
             assert raised.value.attempts == 1
-            receipt = await loops.send_event("e", email="ada@example.com", deadline=5)
+            receipt = await loops.send_event("e", email="ada@example.com")
             assert receipt.attempts == 1
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_the_haste_of_one_caller_closes_the_gate_for_nobody() -> None:
-    """An attempt that its own deadline cut short is no sign of an outage."""
+def test_a_response_that_cannot_be_judged_returns_its_permit_and_its_connection() -> (
+    None
+):
+    """The caller changes the JSON in flight; the error's text cannot be redacted."""
+    body: dict[str, Any] = {"name": "a"}
+
+    async def refuse(connection: Connection) -> None:
+        body["name"] = "\ud800"
+        await connection.send(reply(400, '{"message":"no"}'))
 
     async def main() -> None:
+        limiter = RateLimiter(1, 0.01)
         async with (
-            Sandbox(latency=0.3, rate_limit=None) as sandbox,
-            AsyncLoopsClient(
-                sandbox.api_key, base_url=sandbox.url, rate_limit=math.inf
-            ) as loops,
+            serving(refuse) as server,
+            client_of(server, rate_limit=limiter, max_connections=1) as loops,
         ):
-            hasty = [
-                loops.send_event("e", email="ada@example.com", deadline=0.05)
-                for _ in range(8)
-            ]
-            for ended in await asyncio.gather(*hasty, return_exceptions=True):
-                assert isinstance(ended, DeadlineExceededError)
-            assert loops._latest is not None
-            assert loops._latest._gate.is_closed
+            with pytest.raises(UnicodeEncodeError):
+                await loops.request("POST", "/v1/lists", json=body)
+            server.handler = respond()
+            await loops.send_event("signup", email="a@example.com")
 
-    asyncio.run(main())
+    run(main())
+
+
+def test_attempts_cut_by_their_deadline_do_not_open_the_breaker() -> None:
+    """They are not a sign of an outage."""
+
+    async def main() -> None:
+        async with serving(hang) as server, client_of(server) as loops:
+            sends = start_sends(loops, 8, deadline=0.05)
+            await server.arrived(8)
+            await advance(0.06)
+            for send in sends:
+                assert type(await failure_of(send)) is DeadlineExceededError
+            assert not loops.stats.outage
+
+    run_frozen(main())
 
 
 class Text(str):
     __slots__ = ()
 
 
-def test_a_name_equal_to_one_seen_before_is_still_made_plain() -> None:
-    """A cache that takes equal for the same must not let a subclass through."""
+def test_a_property_name_of_a_str_subclass_becomes_a_plain_str() -> None:
+    """This holds if an equal name was checked, and cached, before."""
     for field in ("event_properties", "contact_properties", "mailing_lists"):
         plain: dict[str, Any] = {field: {"plan": True}}
         Event("e", email="a@b.co", **plain)
@@ -135,13 +176,11 @@ ALLOWED = ("ada@example.com", "user:usr_1")
 
 
 def allowing(sandbox: Sandbox) -> AsyncLoopsClient:
-    return AsyncLoopsClient(
-        sandbox.api_key, base_url=sandbox.url, allowed_recipients=ALLOWED
-    )
+    return client_of(sandbox, allowed_recipients=ALLOWED)
 
 
-def test_a_hook_cannot_talk_its_way_around_the_allow_list() -> None:
-    """What is checked is what will be sent."""
+def test_the_allow_list_checks_the_recipient_that_a_converter_hook_sets() -> None:
+    """The check sees what will be sent."""
 
     async def main() -> None:
         async with Sandbox() as sandbox, allowing(sandbox) as loops:
@@ -156,11 +195,11 @@ def test_a_hook_cannot_talk_its_way_around_the_allow_list() -> None:
             await loops.send_event("e", email="ada@example.com")
             assert [event.email for event in sandbox.events] == ["ada@example.com"]
 
-    asyncio.run(main())
+    run(main())
 
 
 class Twin(str):
-    """Equal to nothing, and so a second "email" in one dict."""
+    """A text that equals nothing, so that a dict can hold "email" twice."""
 
     __slots__ = ()
 
@@ -187,17 +226,17 @@ class Twin(str):
     ],
     ids=["twice", "other case", "snake case", "null", "list", "array"],
 )
-def test_a_request_cannot_talk_its_way_around_the_allow_list(body: Any) -> None:
+def test_a_request_with_an_ambiguous_recipient_is_not_allowed(body: Any) -> None:
     async def main() -> None:
         async with Sandbox() as sandbox, allowing(sandbox) as loops:
             with pytest.raises(RecipientNotAllowedError):
                 await loops.request("POST", "/v1/events/send", json=body)
             assert not sandbox.requests
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_a_dry_run_finds_what_a_real_one_would() -> None:
+def test_a_dry_run_raises_the_errors_that_need_no_request() -> None:
     async def main() -> None:
         loops = AsyncLoopsClient(dry_run=True)
         with pytest.raises(ConfigurationError, match="timeout"):
@@ -208,10 +247,10 @@ def test_a_dry_run_finds_what_a_real_one_would() -> None:
         with pytest.raises(ClientClosedError):
             await loops.send_event("e", email="ada@example.com")
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_a_hook_that_raises_is_an_invalid_event_with_its_key() -> None:
+def test_a_converter_hook_that_raises_makes_the_event_invalid() -> None:
     async def main() -> None:
         loops = AsyncLoopsClient(dry_run=True)
         loops.converter.register_unstructure_hook(Event, lambda _: {}["x"])
@@ -221,4 +260,4 @@ def test_a_hook_that_raises_is_an_invalid_event_with_its_key() -> None:
         assert raised.value.__cause__ is None
         assert raised.value.__context__ is None
 
-    asyncio.run(main())
+    run(main())

@@ -1,59 +1,59 @@
-"""The life of a client: loops come and go, it closes, and nothing is left."""
+"""The end of a client: how it closes, what its sends raise, and that nothing leaks."""
 
 import asyncio
+import contextlib
 import gc
-import math
 import random
-import sys
-import threading
-import time
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
-from pathlib import Path
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from support.answering import (
+from support.clients import (
     KEY,
-    Outcome,
+    SendResult,
+    cancel,
+    client_of,
+    failure_of,
+    results_of,
+    start_sends,
+)
+from support.http_server import (
+    Connection,
+    Handler,
     Server,
-    answer,
-    bound,
-    failure,
+    bound_socket,
     hang,
-    outcomes,
-    run_script,
-    sandbox_beside,
+    respond,
+    respond_after,
     serving,
-    start,
-    until,
     url_of,
 )
+from support.sandbox_process import STRICT, run_script, sandbox_in_thread
+from support.virtual_time import FrozenLoop, advance, run_frozen, settle
+from support.waiting import run, until
 
 from loops_async import (
     AsyncLoopsClient,
+    Attempt,
     ClientClosedError,
     ConnectionLostError,
     LoopsError,
     RateLimiter,
+    Receipt,
 )
-from loops_async._client import Receipt
 
-_STRICT = ("-X", "dev", "-W", "error")
-
-
-def client_of(url: str, **settings: Any) -> AsyncLoopsClient:
-    return AsyncLoopsClient(
-        **{"api_key": KEY, "base_url": url, "rate_limit": math.inf, **settings}
-    )
+from .support import descriptors
 
 
 @asynccontextmanager
-async def pair(treat: Any, **settings: Any) -> AsyncIterator[tuple[Any, Any]]:
-    """A server and a client of it; the test closes the client."""
-    async with serving(treat) as server:
-        yield server, client_of(server.url, **settings)
+async def pair(
+    handler: Handler, **settings: Any
+) -> AsyncIterator[tuple[Server, AsyncLoopsClient]]:
+    """Run a server and make a client of it, which the test closes."""
+    async with serving(handler) as server:
+        yield server, client_of(server, **settings)
 
 
 def tasks_left() -> list[asyncio.Task[Any]]:
@@ -64,234 +64,52 @@ def tasks_left() -> list[asyncio.Task[Any]]:
     ]
 
 
-def descriptors() -> int:
-    """How many are open, where that can be told."""
-    fds = Path("/proc/self/fd")
-    return len(list(fds.iterdir())) if fds.exists() else 0
-
-
-_MANY_RUNS = """
-import asyncio, gc, math
-from loops_async import AsyncLoopsClient
-{factory}
-client = AsyncLoopsClient(rate_limit=math.inf)
-
-async def main(n):
-    asyncio.get_running_loop().slow_callback_duration = 60.0
-    sends = [client.send_event("signup", email=f"u{{n}}@b.co") for _ in range(3)]
-    for receipt in await asyncio.gather(*sends):
-        assert receipt.attempts == 1, receipt
-    assert len(asyncio.all_tasks()) == 1, asyncio.all_tasks()
-
-for n in range(100):
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main(n))
-    if n % 10 == 0:
-        gc.collect()
-del client
-gc.collect()
-print("done")
-"""
-
-
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_one_client_serves_a_hundred_loops_in_turn(loop: str) -> None:
-    """100 times asyncio.run, all warnings errors: it need not even be closed."""
-    factory = "factory = None"
-    if loop == "uvloop":
-        pytest.importorskip("uvloop", reason="uvloop is not installed")
-        factory = "import uvloop; factory = uvloop.new_event_loop"
-    with sandbox_beside() as sandbox:
-        code, out, err = run_script(
-            _MANY_RUNS.format(factory=factory), sandbox, *_STRICT
-        )
-    assert err == ""
-    assert (code, out.strip()) == (0, "done")
-    assert sandbox.counts.accepted == 300
-
-
-def test_a_loop_may_be_closed_without_its_shutdown() -> None:
-    """The client works on in the next loop, and what was left is collected."""
-    # What a loop did not shut down warns when collected; that is its owner's.
-    with sandbox_beside() as sandbox, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        client = client_of(sandbox.url)
-        before = descriptors()
-        for n in range(5):
-            loop = asyncio.new_event_loop()
-            receipt = loop.run_until_complete(
-                client.send_event("signup", email=f"u{n}@b.co")
-            )
-            assert receipt.attempts == 1
-            loop.close()
-        asyncio.run(client.test_api_key())
-        del loop
-        gc.collect()
-        # The sandbox has ends of its own to close, in its own time.
-        for _ in range(1000):
-            if descriptors() == before:
-                break
-            time.sleep(0.01)
-        assert descriptors() == before
-        asyncio.run(client.aclose())
-
-
-def test_a_loop_may_be_left_and_come_back_to() -> None:
-    """Two loops in turn in one thread: each keeps its own connections."""
-    with sandbox_beside() as sandbox:
-        client = client_of(sandbox.url)
-        with asyncio.Runner() as one, asyncio.Runner() as two:
-            for n in range(6):
-                runner = (one, two)[n % 2]
-                receipt = runner.run(client.send_event("signup", email=f"u{n}@b.co"))
-                assert receipt.attempts == 1
-            one.run(client.aclose())
-            with pytest.raises(ClientClosedError):
-                two.run(client.send_event("signup", email="u9@b.co"))
-            two.run(client.aclose())
-
-
-def test_two_threads_use_one_client_at_the_same_time() -> None:
-    """Their loops share the limiter and nothing else."""
-    limiter = RateLimiter(20, 0.1)
-    barrier = threading.Barrier(2)
-    kinds: list[Any] = []
-
-    def run(client: AsyncLoopsClient, who: str) -> None:
-        async def main() -> None:
-            await asyncio.to_thread(barrier.wait)
-            sends = [
-                client.send_event("signup", email=f"{who}{n}@b.co") for n in range(100)
-            ]
-            kinds.extend(await asyncio.gather(*sends, return_exceptions=True))
-
-        asyncio.run(main())
-
-    with sandbox_beside(rate_limit=20, period=0.1) as sandbox:
-        client = client_of(sandbox.url, rate_limit=limiter)
-        threads = [threading.Thread(target=run, args=(client, who)) for who in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert [type(kind) for kind in kinds] == [Receipt] * 200
-        assert {receipt.attempts for receipt in kinds} == {1}
-        assert sandbox.counts.limited == 0
-        asyncio.run(client.aclose())
-
-
-def test_many_threads_open_and_leave_loops_at_random() -> None:
-    """However their loops come and go, no send of another thread breaks."""
-    failures: list[BaseException] = []
-
-    def run(client: AsyncLoopsClient, who: int) -> None:
-        try:
-            for n in range(15):
-                asyncio.run(client.send_event("signup", email=f"u{n}.{who}@b.co"))
-        except BaseException as error:
-            failures.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with sandbox_beside() as sandbox:
-            client = client_of(sandbox.url)
-            threads = [
-                threading.Thread(target=run, args=(client, who)) for who in range(8)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(60)
-            assert not failures
-            assert sandbox.counts.accepted == 8 * 15
-    finally:
-        sys.setswitchinterval(interval)
-
-
-class _SlowToTell(asyncio.SelectorEventLoop):
-    """Lets other threads run while it is asked whether it is closed."""
-
-    def is_closed(self) -> bool:
-        closed = super().is_closed()
-        if closed:
-            time.sleep(0.1)
-        return closed
-
-
-def test_two_threads_forget_the_same_closed_loop() -> None:
-    """Both find it dead and clear it away; neither send fails of that."""
-    barrier = threading.Barrier(2)
-    kinds: list[Any] = []
-
-    def run(client: AsyncLoopsClient, who: str) -> None:
-        async def main() -> None:
-            await asyncio.to_thread(barrier.wait)
-            send = client.send_event("signup", email=f"{who}@b.co")
-            kinds.extend(await asyncio.gather(send, return_exceptions=True))
-
-        asyncio.run(main())
-
-    with sandbox_beside() as sandbox:
-        client = client_of(sandbox.url)
-        with asyncio.Runner(loop_factory=_SlowToTell) as runner:
-            runner.run(client.test_api_key())
-        threads = [threading.Thread(target=run, args=(client, who)) for who in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert [type(kind) for kind in kinds] == [Receipt] * 2
-
-
-def test_a_client_dropped_in_a_running_loop_warns_once_and_lets_go() -> None:
-    """One ResourceWarning says what was left open; the connections still close."""
+def test_an_unclosed_client_collected_in_a_running_loop_warns_and_disconnects() -> None:
+    """It issues exactly one ResourceWarning."""
 
     async def main() -> None:
-        for _ in range(3):  # what others left, and what that held, warns before
+        for _ in range(3):  # garbage of other tests must not warn below
             gc.collect()
-        # With no time-out near that could be what closes the connections.
-        async with pair(answer(), timeout=3600, deadline=None) as (server, client):
-            await asyncio.gather(*start(client, 5))
+        # No timeout is near that could close the connections instead.
+        async with pair(respond(), timeout=3600, deadline=None) as (server, client):
+            await asyncio.gather(*start_sends(client, 5))
             assert len(server.open) == 5
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 del client
                 gc.collect()
                 await until(lambda: not server.open)
-                # The server may see it before the client is through with it.
+                # The server may see it before the client has finished.
                 await until(lambda: not tasks_left())
                 gc.collect()
             text = "unclosed AsyncLoopsClient: use async with, or await aclose()"
-            said = [(warning.category, str(warning.message)) for warning in caught]
-            assert said == [(ResourceWarning, text)]
+            warned = [(warning.category, str(warning.message)) for warning in caught]
+            assert warned == [(ResourceWarning, text)]
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_a_client_dropped_after_its_loops_does_not_warn() -> None:
-    """What asyncio.run has shut down is closed, so there is nothing to say."""
-    with sandbox_beside() as sandbox, warnings.catch_warnings(record=True) as caught:
+def test_an_unclosed_client_collected_after_its_event_loops_does_not_warn() -> None:
+    """asyncio.run has already closed its connections."""
+    with sandbox_in_thread() as sandbox, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        client = client_of(sandbox.url)
+        client = client_of(sandbox)
         asyncio.run(client.test_api_key())
         del client
         gc.collect()
-        client = client_of(sandbox.url)  # never used at all
+        client = client_of(sandbox)  # an unused client
         del client
         gc.collect()
     assert not caught
 
 
-def test_a_closed_client_refuses_whatever_is_asked_of_it() -> None:
-    """Before anything else: no permit, no connection, and it says so."""
-
+def test_a_closed_client_raises_and_takes_no_permit_and_no_connection() -> None:
     async def main() -> None:
         limiter = RateLimiter(5, 600)
-        async with pair(answer(), rate_limit=limiter) as (server, client):
+        async with pair(respond(), rate_limit=limiter) as (server, client):
             async with client as entered:
                 assert entered is client
-            error = await failure(
+            error = await failure_of(
                 client.send_event("signup", user_id="u1", idempotency_key="k1")
             )
             assert type(error) is ClientClosedError
@@ -300,18 +118,20 @@ def test_a_closed_client_refuses_whatever_is_asked_of_it() -> None:
             assert not error.maybe_accepted
             with pytest.raises(ClientClosedError):
                 await client.test_api_key()
+            with pytest.raises(ClientClosedError):
+                await client.request("GET", "/v1/lists")
             assert "5 free" in repr(limiter)
             assert "closed" in repr(client)
-            assert not server.opened
+            assert not server.connections
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_a_client_may_be_entered_twice_and_stays_closed() -> None:
-    """Leaving it the first time closes it for good; leaving again is no error."""
+def test_a_client_entered_twice_is_closed_by_the_first_exit() -> None:
+    """The second exit raises no error."""
 
     async def main() -> None:
-        async with pair(answer()) as (_, client):
+        async with pair(respond()) as (_, client):
             async with client:
                 async with client:
                     await client.send_event("signup", user_id="u1")
@@ -321,14 +141,14 @@ def test_a_client_may_be_entered_twice_and_stays_closed() -> None:
                 with pytest.raises(ClientClosedError):
                     await client.send_event("signup", user_id="u1")
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_closing_again_does_nothing() -> None:
-    """Also in a loop the client never saw."""
+def test_closing_a_closed_client_does_nothing() -> None:
+    """This holds also in an event loop that has not used the client."""
 
     async def main() -> None:
-        async with pair(answer()) as (server, client):
+        async with pair(respond()) as (server, client):
             await client.send_event("signup", user_id="u1")
             for _ in range(3):
                 await client.aclose()
@@ -336,259 +156,269 @@ def test_closing_again_does_nothing() -> None:
             await asyncio.to_thread(asyncio.run, client.aclose())
             assert not tasks_left()
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_a_client_may_be_closed_by_many_at_once() -> None:
-    """Each returns when it is closed, with idle and with busy connections."""
+def test_several_tasks_may_close_a_client_at_once() -> None:
+    """Each returns when the client is closed, with idle and with busy connections."""
 
     async def main() -> None:
         for busy in (0, 5):
-            async with pair(answer(delay=lambda: 0.1)) as (server, client):
-                await asyncio.gather(*start(client, 5))
-                sends = start(client, busy)
-                await until(lambda: server.under_way == busy)  # noqa: B023
-                await asyncio.gather(*[client.aclose() for _ in range(5)])
+            ready = asyncio.Event()
+            async with pair(respond()) as (server, client):
+                await asyncio.gather(*start_sends(client, 5))
+                server.handler = respond_after(ready)
+                sends = start_sends(client, busy)
+                await until(lambda: server.in_flight == busy)  # noqa: B023
+                closings = [asyncio.create_task(client.aclose()) for _ in range(5)]
+                await settle()
+                assert not busy or not any(closing.done() for closing in closings)
+                ready.set()
+                await asyncio.gather(*closings)
                 await until(lambda: not server.open)
-                ended = await outcomes(sends)
-                assert [type(outcome) for outcome in ended] == [Receipt] * busy
+                results = await results_of(sends)
+                assert [type(result) for result in results] == [Receipt] * busy
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_closing_may_be_cancelled_and_done_again() -> None:
-    """What is under way is not harmed, and the second time ends it."""
-
+def test_a_cancelled_aclose_ends_no_send_and_may_be_repeated() -> None:
     async def main() -> None:
         async with pair(hang) as (server, client):
-            (send,) = start(client)
-            await until(lambda: server.under_way)
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await client.aclose()
+            (send,) = start_sends(client)
+            await until(lambda: server.in_flight)
+            closing = asyncio.create_task(client.aclose())
+            await settle()
+            await cancel(closing)
+            assert closing.cancelled()
             assert not send.done()
             await client.aclose(grace=0)
-            assert type(await failure(send)) is ConnectionLostError
+            assert type(await failure_of(send)) is ConnectionLostError
             await until(lambda: not server.open)
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_what_is_under_way_ends_normally_within_the_grace() -> None:
-    """Closing waits for it, no longer than needed, and gives it its receipt."""
+def test_sends_in_flight_that_end_within_the_grace_return_receipts() -> None:
+    """Closing waits for them, and not for the rest of the grace."""
 
     async def main() -> None:
-        async with pair(answer(delay=lambda: 0.2)) as (server, client):
-            sends = start(client, 10)
-            await until(lambda: server.under_way == 10)
-            async with asyncio.timeout(20):
-                await client.aclose(grace=30)
+        ready = asyncio.Event()
+        async with pair(respond_after(ready)) as (server, client):
+            sends = start_sends(client, 10)
+            await until(lambda: server.in_flight == 10)
+            closing = asyncio.create_task(client.aclose(grace=30))
+            await advance(29)
+            assert not closing.done()
+            ready.set()
+            await closing  # the time does not move
             assert all(send.done() for send in sends)
-            ended = await outcomes(sends)
-            assert [type(outcome) for outcome in ended] == [Receipt] * 10
+            results = await results_of(sends)
+            assert [type(result) for result in results] == [Receipt] * 10
             await until(lambda: not server.open)
 
-    asyncio.run(main())
+    run_frozen(main())
 
 
-def test_what_takes_longer_than_the_grace_ends_as_a_lost_connection() -> None:
-    """It may have been accepted, and nobody sees a cancellation."""
+def test_sends_in_flight_after_the_grace_raise_a_lost_connection() -> None:
+    """Their events may have been accepted, and no caller sees a cancellation."""
 
     async def main() -> None:
         async with pair(hang) as (server, client):
-            sends = start(client, 10)
-            await until(lambda: server.under_way == 10)
-            await client.aclose(grace=0.1)
+            sends = start_sends(client, 10)
+            await until(lambda: server.in_flight == 10)
+            await client.aclose(grace=0.05)
             assert all(send.done() for send in sends)
             for send in sends:
-                error = await failure(send)
+                error = await failure_of(send)
                 assert type(error) is ConnectionLostError
                 assert error.maybe_accepted
                 assert error.attempts == 1
                 assert send.cancelling() == 0
             await until(lambda: not server.open)
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_what_was_still_connecting_was_certainly_not_accepted() -> None:
-    """After the grace its connection is lost too, but nothing had been sent."""
-
+def test_events_of_sends_still_connecting_after_the_grace_are_not_accepted() -> None:
     async def main() -> None:
-        with closing(bound()) as sock:
-            sock.listen()  # the kernel accepts, nobody shakes hands
+        with contextlib.closing(bound_socket()) as sock:
+            sock.listen()  # the kernel accepts the connection, and no TLS follows
             client = client_of(url_of(sock, "https"))
-            sends = start(client, 5)
-            await asyncio.sleep(0.1)
+            sends = start_sends(client, 5)
+            await until(lambda: client.stats.in_flight == 5)
             await client.aclose(grace=0.05)
             for send in sends:
-                error = await failure(send)
+                error = await failure_of(send)
                 assert type(error) is ConnectionLostError
                 assert not error.maybe_accepted
 
-    asyncio.run(main())
+    run(main())
 
 
-async def _blocked_by_a_permit(server: Server) -> AsyncLoopsClient:
-    client = client_of(server.url, rate_limit=RateLimiter(1, 600), deadline=None)
-    start(client)
-    await until(lambda: server.under_way)
+async def _blocked_by_the_rate_limit(server: Server) -> AsyncLoopsClient:
+    client = client_of(server, rate_limit=RateLimiter(1, 600), deadline=None)
+    start_sends(client)
+    await until(lambda: server.in_flight)
     return client
 
 
-async def _blocked_by_a_slot(server: Server) -> AsyncLoopsClient:
-    client = client_of(server.url, max_connections=1)
-    start(client)
-    await until(lambda: server.under_way)
+async def _blocked_by_the_connections(server: Server) -> AsyncLoopsClient:
+    client = client_of(server, max_connections=1)
+    start_sends(client)
+    await until(lambda: server.in_flight)
     return client
 
 
-async def _blocked_by_the_gate(server: Server) -> AsyncLoopsClient:
-    server.treat = answer(503)
-    client = client_of(server.url)
-    start(client, 5)
-    await until(lambda: len(server.arrivals) >= 5)
-    await until(lambda: not server.under_way)
-    server.treat = hang
+async def _blocked_by_the_breaker(server: Server) -> AsyncLoopsClient:
+    server.handler = respond(503)
+    client = client_of(server)
+    start_sends(client, 5)
+    await until(lambda: client.stats.outage)
+    server.handler = hang
     return client
 
 
 @pytest.mark.parametrize(
-    "block", [_blocked_by_a_permit, _blocked_by_a_slot, _blocked_by_the_gate]
+    "block",
+    [_blocked_by_the_rate_limit, _blocked_by_the_connections, _blocked_by_the_breaker],
 )
-def test_what_waits_is_turned_away_at_once(block: Any) -> None:
-    """It gets ClientClosedError before the grace begins, and never goes out."""
+def test_a_waiting_send_raises_client_closed_before_the_grace_begins(
+    block: Any,
+) -> None:
+    """Its event is never sent."""
 
     async def main() -> None:
         async with serving(hang) as server:
             client = await block(server)
             others = [task for task in tasks_left() if task.get_name() == "send"]
-            waiting = start(client, 20)
-            await asyncio.sleep(0.02)
-            requests = len(server.arrivals)
-            closing_it = asyncio.create_task(client.aclose(grace=0.5))
+            before = client.stats.waiting
+            waiting = start_sends(client, 20)
+            await until(lambda: client.stats.waiting == before + 20)
+            requests = len(server.requests)
+            closing = asyncio.create_task(client.aclose(grace=0.5))
             for send in waiting:
-                error = await failure(send)
+                error = await failure_of(send)
                 assert type(error) is ClientClosedError
                 assert error.attempts == 0
                 assert not error.maybe_accepted
-            if server.under_way:
-                assert not closing_it.done()
-            await closing_it
-            assert len(server.arrivals) == requests
+            if server.in_flight:
+                assert not closing.done()
+                await advance(0.51)
+            await closing
+            assert len(server.requests) == requests
             assert not any(task.cancelled() for task in others)
-            await outcomes(others)
+            await results_of(others)
             assert not tasks_left()
 
-    asyncio.run(main())
+    run_frozen(main())
 
 
-def test_what_waits_between_two_attempts_is_turned_away_too() -> None:
-    """Its error says that an earlier attempt may have been accepted."""
+def test_a_send_between_two_attempts_raises_client_closed_at_once() -> None:
+    """The error shows whether the earlier attempt may have been accepted."""
 
     async def main() -> None:
         for status, maybe in ((503, True), (429, False)):
-            async with pair(answer(status, "Retry-After: 50")) as (server, client):
-                sends = start(client, 3)
-                await until(lambda: len(server.arrivals) == 3)
-                await asyncio.sleep(0.05)
-                async with asyncio.timeout(5):
-                    await client.aclose()
+            attempts: list[Attempt] = []
+            async with pair(
+                respond(status, headers={"Retry-After": "50"}),
+                on_attempt=attempts.append,
+            ) as (_, client):
+                sends = start_sends(client, 3)
+                await until(lambda: len(attempts) == 3)  # noqa: B023
+                await client.aclose()  # the time does not move
                 for send in sends:
-                    error = await failure(send)
+                    error = await failure_of(send)
                     assert type(error) is ClientClosedError
                     assert error.attempts == 1
                     assert error.maybe_accepted is maybe
 
-    asyncio.run(main())
+    run_frozen(main())
 
 
-def test_sends_started_during_the_closing_are_refused() -> None:
-    """However long the grace, closing has begun for everybody."""
-
+def test_a_send_started_within_the_grace_raises_client_closed() -> None:
     async def main() -> None:
         async with pair(hang) as (server, client):
-            (send,) = start(client)
-            await until(lambda: server.under_way)
-            closing_it = asyncio.create_task(client.aclose(grace=0.2))
-            await asyncio.sleep(0.05)
-            error = await failure(client.send_event("signup", user_id="late"))
+            (send,) = start_sends(client)
+            await until(lambda: server.in_flight)
+            closing = asyncio.create_task(client.aclose(grace=0.2))
+            await advance(0.05)
+            error = await failure_of(client.send_event("signup", user_id="late"))
             assert type(error) is ClientClosedError
-            assert not closing_it.done()
-            await closing_it
-            assert type(await failure(send)) is ConnectionLostError
-            assert len(server.arrivals) == 1
+            assert not closing.done()
+            await advance(0.2)
+            await closing
+            assert type(await failure_of(send)) is ConnectionLostError
+            assert len(server.requests) == 1
 
-    asyncio.run(main())
+    run_frozen(main())
 
 
-def test_a_permit_that_comes_with_the_closing_is_not_used() -> None:
-    """Granted in the very turn in which the client closes: nothing was sent."""
-
+def test_a_permit_granted_in_the_turn_of_closing_is_not_used() -> None:
     async def main() -> None:
-        limiter = RateLimiter(1, 0.2)
-        async with pair(answer(), rate_limit=limiter) as (server, client):
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, FrozenLoop)
+        limiter = RateLimiter(1, 0.2, clock=loop.time)
+        async with pair(respond(), rate_limit=limiter) as (server, client):
             await client.send_event("signup", user_id="u1")
-            (send,) = start(client)
+            (send,) = start_sends(client)
 
             async def close() -> None:
                 await asyncio.sleep(0.1)
                 await client.aclose()
 
-            closing_it = asyncio.create_task(close())
-            await asyncio.sleep(0.02)
-            # Both timers fall due while the loop is blocked: first the
-            # closing, then the permit, in one turn.
-            time.sleep(0.4)  # noqa: ASYNC251
-            await closing_it
-            error = await failure(send)
+            closing = asyncio.create_task(close())
+            await settle()
+            assert client.stats.waiting == 1
+            loop.now += 0.4  # both are due in one turn: first aclose(), then the permit
+            await closing
+            error = await failure_of(send)
             assert type(error) is ClientClosedError
             assert not error.maybe_accepted
             assert error.attempts == 0
-            assert len(server.arrivals) == 1
+            assert len(server.requests) == 1
 
-    asyncio.run(main())
+    run_frozen(main())
 
 
-def test_a_send_that_asks_for_its_key_during_the_closing_is_turned_away() -> None:
-    """It has sent nothing yet, and the closing does not wait for it."""
+def test_a_send_that_waits_for_its_api_key_raises_client_closed_at_once() -> None:
+    """Closing does not wait for it, and nothing is sent."""
 
     async def main() -> None:
         async def key() -> str:
             await asyncio.sleep(0.2)
             return KEY
 
-        async with pair(answer(), api_key=key) as (server, client):
-            (send,) = start(client)
-            await asyncio.sleep(0.05)
-            async with asyncio.timeout(5):
-                await client.aclose(grace=0.05)
-                error = await failure(send)
+        async with pair(respond(), api_key=key) as (server, client):
+            (send,) = start_sends(client)
+            await settle()
+            await client.aclose(grace=0.05)  # the time does not move
+            error = await failure_of(send)
             assert type(error) is ClientClosedError
             assert error.attempts == 0
             assert not error.maybe_accepted
-            assert not server.arrivals
+            assert not server.requests
 
-    asyncio.run(main())
+    run_frozen(main())
 
 
 async def _close_amid(seed: int) -> set[str]:
-    """Close while 50 sends are at all stages; return the kinds of outcome met."""
+    """Close while 50 sends are at all stages; return the kinds of results."""
     rng = random.Random(seed)
 
-    async def treat(writer: asyncio.StreamWriter) -> None:
+    async def handler(connection: Connection) -> None:
         chance = rng.random()
         if chance < 0.2:
-            await hang(writer)
+            await hang(connection)
         elif chance < 0.3:
-            await answer(503)(writer)
+            await respond(503)(connection)
         elif chance < 0.4:
-            writer.close()
+            connection.close()
         else:
-            await answer(
+            await respond(
                 delay=lambda: rng.random() * 0.03,
                 body_delay=lambda: rng.choice([0, 0.01]),
-            )(writer)
+            )(connection)
 
     kind = seed % 3
     settings: dict[str, Any] = {"max_connections": 8}
@@ -596,48 +426,45 @@ async def _close_amid(seed: int) -> set[str]:
         settings["rate_limit"] = RateLimiter(10, 0.02)
     if kind == 2:
         settings = {}
-    async with pair(treat, **settings) as (server, client):
+    async with pair(handler, **settings) as (server, client):
         sends: list[asyncio.Task[Receipt]] = []
 
-        async def begin() -> None:
+        async def start_all() -> None:
             for n in range(50):
                 await asyncio.sleep(rng.random() * 0.002)
-                sends.extend(start(client, idempotency_key=f"k{n}"))
+                sends.extend(start_sends(client, idempotency_key=f"k{n}"))
 
-        beginning = asyncio.create_task(begin())
+        starting = asyncio.create_task(start_all())
         await asyncio.sleep(rng.random() * 0.12)
         await client.aclose(grace=rng.choice([0, 0.01, 0.05]))
-        await beginning
-        async with asyncio.timeout(10):
-            ended: list[Outcome] = await outcomes(sends)
+        await starting
+        results: list[SendResult] = await results_of(sends)
         await until(lambda: not server.open)
-        seen = {key for _, key in server.arrivals}
-        for send, outcome in zip(sends, ended, strict=True):
+        for send, result in zip(sends, results, strict=True):
             assert send.cancelling() == 0
-            if isinstance(outcome, Receipt):
+            if isinstance(result, Receipt):
                 continue
-            assert isinstance(outcome, LoopsError)
-            assert type(outcome) in (ClientClosedError, ConnectionLostError), outcome
-            if outcome.idempotency_key in seen:
-                assert outcome.attempts >= 1
-            elif outcome.maybe_accepted:
-                # Sent, but cut off before the server has read it.
-                assert type(outcome) is ConnectionLostError
+            assert isinstance(result, LoopsError)
+            assert type(result) in (ClientClosedError, ConnectionLostError), result
+            if result.idempotency_key in server.keys:
+                assert result.attempts >= 1
+            elif result.maybe_accepted:
+                # The connection was cut before the server read the request.
+                assert type(result) is ConnectionLostError
         assert not tasks_left()
-        return {type(outcome).__name__ for outcome in ended}
+        return {type(result).__name__ for result in results}
 
 
-def test_closing_amid_50_sends_at_all_stages_cancels_nobody() -> None:
-    """A receipt, ClientClosedError or ConnectionLostError, and nothing else."""
-    met = set()
+def test_closing_amid_50_sends_at_all_stages_cancels_no_send() -> None:
+    """Each send ends with a receipt, ClientClosedError or ConnectionLostError."""
+    kinds = set()
     for seed in range(30):
-        met |= asyncio.run(_close_amid(seed))
-    assert met == {"Receipt", "ClientClosedError", "ConnectionLostError"}
+        kinds |= run(_close_amid(seed))
+    assert kinds == {"Receipt", "ClientClosedError", "ConnectionLostError"}
 
 
 @pytest.mark.soak
-def test_closing_amid_sends_cancels_nobody_300_times() -> None:
-    """The same, at 300 other moments."""
+def test_closing_at_300_other_moments_cancels_no_send() -> None:
     for seed in range(1000, 1300):
         asyncio.run(_close_amid(seed))
 
@@ -669,44 +496,43 @@ print("done")
 """
 
 
-def test_debug_mode_has_nothing_to_say() -> None:
-    """With time-outs, cancellations and faults, and all warnings errors."""
+def test_debug_mode_reports_nothing_about_deadlines_cancellations_and_faults() -> None:
     faults = {"503": 0.1, "close-before": 0.1, "garbage-after": 0.1, "hang-after": 0.1}
-    with sandbox_beside(faults=faults, seed=1, latency=(0.0, 0.02)) as sandbox:
-        code, out, err = run_script(_DEBUG, sandbox, *_STRICT)
-    said = [line for line in err.splitlines() if "attempts in a row" not in line]
-    assert [line for line in said if "sending resumes" not in line] == []
+    with sandbox_in_thread(faults=faults, seed=1, latency=(0.0, 0.02)) as sandbox:
+        code, out, err = run_script(_DEBUG, sandbox, *STRICT)
+    outage = ("attempts in a row", "sending resumes")
+    assert [
+        line for line in err.splitlines() if not any(text in line for text in outage)
+    ] == []
     assert (code, out.strip()) == (0, "done")
 
 
-def test_no_task_is_left_by_sending_and_closing() -> None:
-    """Neither between sends nor afterwards: the client runs none of its own."""
-
+def test_a_client_leaves_no_task_between_sends_and_after_closing() -> None:
     async def main() -> None:
-        async with pair(answer()) as (_, client):
+        async with pair(respond()) as (_, client):
             for _ in range(3):
-                await asyncio.gather(*start(client, 20))
+                await asyncio.gather(*start_sends(client, 20))
                 assert not tasks_left()
             await client.aclose()
             assert not tasks_left()
 
-    asyncio.run(main())
+    run(main())
 
 
-def test_descriptors_are_flat_over_50_rounds() -> None:
-    """Whether closed at once, with sends under way, or by the loop's end."""
+def test_50_clients_leave_no_descriptor_open_however_they_are_closed() -> None:
+    """They are closed when idle, with sends in flight, or by the event loop's end."""
     kept = []
 
     async def round_of(n: int) -> None:
-        async with pair(answer()) as (server, client):
+        async with pair(respond()) as (server, client):
             kept.append(client)
-            await asyncio.gather(*start(client, 10))
+            await asyncio.gather(*start_sends(client, 10))
             if n % 3 == 1:
-                server.treat = hang
-                sends = start(client, 10)
-                await until(lambda: server.under_way == 10)
+                server.handler = hang
+                sends = start_sends(client, 10)
+                await until(lambda: server.in_flight == 10)
                 await client.aclose(grace=0)
-                await outcomes(sends)
+                await results_of(sends)
             elif n % 3 == 2:
                 await client.aclose()
 

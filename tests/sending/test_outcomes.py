@@ -1,4 +1,4 @@
-"""Receipts, outcomes and the report of many: values."""
+"""Receipts, outcomes and reports of runs."""
 
 import pickle
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ def sizes(report: SendReport) -> dict[str, int]:
     return {part: len(getattr(report, part)) for part in PARTS}
 
 
-# One.
+# Outcomes.
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_receipts_and_outcomes_are_frozen_values() -> None:
         accepted().index = 3  # type: ignore[misc]
 
 
-# Many.
+# Reports.
 
 
 def test_a_report_is_a_sequence_of_its_outcomes() -> None:
@@ -104,7 +104,7 @@ def test_a_report_is_a_sequence_of_its_outcomes() -> None:
         report[3]
 
 
-def test_nothing_sent_is_an_empty_report() -> None:
+def test_a_report_without_outcomes_is_empty() -> None:
     report = SendReport([])
     assert not report
     assert sizes(report) == dict.fromkeys(PARTS, 0)
@@ -114,7 +114,7 @@ def test_nothing_sent_is_an_empty_report() -> None:
 
 
 @given(st.lists(st.sampled_from(PARTS)))
-def test_each_outcome_is_in_exactly_one_part(kinds: list[str]) -> None:
+def test_each_outcome_is_in_exactly_one_part_of_the_report(kinds: list[str]) -> None:
     outcomes = [MAKERS[kind](index) for index, kind in enumerate(kinds)]
     report = SendReport(outcomes)
     assert sizes(report) == {part: kinds.count(part) for part in PARTS}
@@ -151,7 +151,7 @@ def test_a_report_prints_as_one_line(outcomes: list[Outcome], text: str) -> None
     assert repr(report) == f"<SendReport {text}>"
 
 
-def test_a_report_says_what_stopped_it() -> None:
+def test_a_report_shows_what_stopped_the_run() -> None:
     report = SendReport(
         [failed(), not_tried()], stopped_by=AuthenticationError("bad key", status=401)
     )
@@ -164,7 +164,7 @@ def test_a_report_without_failures_raises_nothing() -> None:
     SendReport([accepted(), duplicate()]).raise_for_failures()
 
 
-def test_what_failed_and_what_is_unknown_is_raised_as_a_group() -> None:
+def test_failures_and_unknown_outcomes_are_raised_as_a_group() -> None:
     outcomes = [unknown(0), accepted(1), failed(2), not_tried(3)]
     report = SendReport(outcomes)
     with pytest.raises(ExceptionGroup) as raised:
@@ -173,7 +173,7 @@ def test_what_failed_and_what_is_unknown_is_raised_as_a_group() -> None:
     assert raised.value.exceptions == (outcomes[2].error, outcomes[0].error)
 
 
-def test_what_stopped_the_run_is_raised_though_no_event_failed() -> None:
+def test_an_error_that_stopped_the_run_is_raised_although_no_event_failed() -> None:
     closed = ClientClosedError("the client is closed")
     report = SendReport([accepted(), not_tried()], stopped_by=closed)
     with pytest.raises(ExceptionGroup) as raised:
@@ -181,7 +181,7 @@ def test_what_stopped_the_run_is_raised_though_no_event_failed() -> None:
     assert raised.value.exceptions == (closed,)
 
 
-def test_what_stopped_the_run_is_raised_once() -> None:
+def test_an_error_of_an_event_that_stopped_the_run_is_raised_once() -> None:
     refused = AuthenticationError("bad key", status=401)
     report = SendReport([failed(0, refused), not_tried(1)], stopped_by=refused)
     with pytest.raises(ExceptionGroup) as raised:
