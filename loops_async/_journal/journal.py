@@ -1,31 +1,33 @@
-"""The journal of an outbox or a backfill: its events, and how each stands.
+"""The journal of an outbox or a backfill: its events and their states.
 
-An event's way: added as PENDING; stamped before its first attempt may leave;
-then gone or ACCEPTED, REJECTED or UNKNOWN.
+An event is added as PENDING and is marked in flight before its first request is sent.
+When its outcome is known, the event is deleted or becomes ACCEPTED, DUPLICATE or
+REJECTED; if its outcome can no longer be known, it becomes UNKNOWN.
 """
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
-
-import attrs
+from typing import Final, Self, TypeAlias, TypeVar
 
 from loops_async._events.rules import idempotency_key
 from loops_async.errors import InvalidEventError
 
-from .database import Connection, Format, Store
+from .database import (
+    LOCK_TIMEOUT,
+    RETRY_DELAY,
+    Connection,
+    Database,
+    Format,
+    Work,
+)
+from .records import REJECTED, AddedCounts, Failure, NewEvent, Row
 
-PENDING: Final = "pending"
-ACCEPTED: Final = "accepted"
-DUPLICATE: Final = "duplicate"  # accepted, and Loops had had its key before
-REJECTED: Final = "rejected"
-UNKNOWN: Final = "unknown"
+_T = TypeVar("_T")
 
 EVENTS: Final = """
     CREATE TABLE events (
@@ -57,128 +59,63 @@ _FAILURES: Final = (
 _INSERT: Final = (
     "INSERT INTO events (id, key, body, email, user_id, at) VALUES (?, ?, ?, ?, ?, ?)"
 )
-
-
-@attrs.define(eq=False)
-class Row:
-    """An event that waits to be sent.
-
-    Attributes:
-        id: Its place in the journal.
-        idempotency_key: As in Event, like the next three.
-        body: What is sent.
-        attempts: Requests made, as far as is known.
-        ambiguous_since: Unix time of the first attempt of which nobody knows
-            whether it was accepted; None if there was none.
-        stamped: The same in this process's monotonic seconds.
-        stamped_here: Whether this process noted it, and not one before.
-        stamp_is_new: Whether it did so for the attempt under way.
-        noted: Attempts made in this run that are in `attempts`.
-    """
-
-    id: int
-    idempotency_key: str
-    body: bytes
-    email: str | None
-    user_id: str | None
-    attempts: int
-    ambiguous_since: float | None
-    stamped: float = 0.0
-    stamped_here: bool = False
-    stamp_is_new: bool = False
-    noted: int = 0
-
-
-@attrs.frozen
-class Failure:
-    """An event that will not be sent again unless somebody says so.
-
-    Attributes:
-        id: Its place in the journal.
-        idempotency_key: The event's.
-        body: The JSON that was sent.
-        state: ``rejected``: Loops does not have it; ``unknown``: nobody
-            knows.
-        error: Why, in one line.
-        attempts: Requests made, as far as is known.
-        at: Unix time at which it was given up.
-    """
-
-    id: int
-    idempotency_key: str
-    body: Mapping[str, Any] = attrs.field(converter=json.loads)
-    state: str
-    error: str
-    attempts: int
-    at: float
-
-
 _NEW_KEY: Final = partial(idempotency_key, None)
 
-New: TypeAlias = tuple[str, bytes, str | None, str | None]
-"""Key, body, email and user ID."""
-Added: TypeAlias = tuple[int, int]
-"""How many were new, and how many had been rejected before."""
-_Adding: TypeAlias = (
-    "tuple[list[New], asyncio.Future[None], Callable[[Added | None], object]]"
-)
+_Group: TypeAlias = tuple[
+    list[NewEvent], "asyncio.Future[None]", Callable[[AddedCounts | None], object]
+]
+"""Events to add together, the caller's future, and the callback for the end."""
 
 
-class Ids:
-    """Gives events their places, none twice; for the thread of the journal.
+class RowIds:
+    """Unused row ids in ascending order, for use in the journal's thread.
 
-    SQLite's AUTOINCREMENT does too, at the cost of a tenth of each put.
+    SQLite's AUTOINCREMENT would make each put a tenth slower.
     """
 
     def __init__(self) -> None:
         self._next = 0
 
-    def take(self, db: Connection, number: int) -> int:
-        """Return the first of so many that follow each other."""
+    def take(self, db: Connection, count: int) -> int:
+        """Reserve consecutive ids, and return the first of them."""
         if not self._next:
             ((last,),) = db.execute("SELECT coalesce(max(id), 0) FROM events")
             self._next = last + 1
         first = self._next
-        self._next += number
+        self._next += count
         return first
 
 
 class Journal:
-    """A file of events, and one owner's connection to it."""
+    """A file of events that belongs to the running event loop.
+
+    Args:
+        path: The path of the file.
+        file_format: The format of the file.
+        lock_timeout: Seconds to wait for another owner to release the file.
+        retry_delay: Seconds between two attempts to record an outcome.
+    """
 
     def __init__(
-        self, path: Path, file_format: Format = OUTBOX, patience: float | None = None
+        self,
+        path: Path,
+        file_format: Format = OUTBOX,
+        *,
+        lock_timeout: float = LOCK_TIMEOUT,
+        retry_delay: float = RETRY_DELAY,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._adding: list[_Adding] = []
-        self._ids = Ids()
-        gather = partial(_gather, self._adding, self._ids)
-        self._store = Store(path, file_format, gather=gather, patience=patience)
-        self.open = self._store.open
-        self.abandon = self._store.abandon
-        self.do = self._store.do
-
-    def add(
-        self, events: list[New], on_end: Callable[[Added | None], object]
-    ) -> "asyncio.Future[None]":
-        """Add events, all or none.
-
-        One that is there already stays as it is, but is pending again if it
-        was rejected.
-
-        Args:
-            events: What to add.
-            on_end: Called with what was added, None if it failed, whether or
-                not anybody still waits for the future.
-
-        Returns:
-            Done when they are durable. Fails with an InvalidEventError if a
-            key already stands for other bytes, or with a JournalError.
-        """
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._adding.append((events, done, on_end))
-        self._store.wake()
-        return done
+        self._groups: list[_Group] = []
+        self._ids = RowIds()
+        self._database = Database(
+            path,
+            file_format,
+            # Not a bound method: in a reference cycle an unclosed database would
+            # keep its file open until the garbage collector runs.
+            before_batch=partial(_submit_groups, self._groups, self._ids),
+            lock_timeout=lock_timeout,
+            retry_delay=retry_delay,
+        )
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -192,68 +129,108 @@ class Journal:
     ) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Do what was asked for, and close the file."""
-        _gather(self._adding, self._ids, self._store)
-        await self._store.close()
+    async def open(self) -> None:
+        """Open the file; see `Database.open`."""
+        await self._database.open()
 
-    def pending(self, after: int, most: int) -> "asyncio.Future[list[Row]]":
-        """Return the next events that wait, by id."""
+    async def close(self) -> None:
+        """Finish the submitted jobs and close the file."""
+        _submit_groups(self._groups, self._ids, self._database)
+        await self._database.close()
+
+    async def abandon(self) -> None:
+        """Close the file after the event loop that opened it has been closed."""
+        await self._database.abandon()
+
+    def submit(
+        self, work: Work[_T], *, until_durable: bool = False, deferrable: bool = False
+    ) -> "asyncio.Future[_T]":
+        """Run a function in the journal's thread; see `Database.submit`."""
+        return self._database.submit(
+            work, until_durable=until_durable, deferrable=deferrable
+        )
+
+    def add(
+        self, events: list[NewEvent], on_end: Callable[[AddedCounts | None], object]
+    ) -> "asyncio.Future[None]":
+        """Add all of the events or none.
+
+        An event that the journal already has stays as it is, unless it is
+        rejected: then it becomes pending again.
+
+        Args:
+            events: The events to add.
+            on_end: A callable that gets the counts when the events are durable, or None
+                if they could not be added; it is called even if the future is
+                cancelled.
+
+        Returns:
+            A future that is done when the events are durable. It fails with
+            an InvalidEventError if the journal has another event with the
+            same key, or with a JournalError.
+        """
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._groups.append((events, done, on_end))
+        self._database.wake()
+        return done
+
+    def pending(self, after: int, limit: int) -> "asyncio.Future[list[Row]]":
+        """Return the next pending events in the order of their ids."""
 
         def read(db: Connection) -> list[Row]:
-            # What is added from here on comes after what is read now, even when
-            # that is gone by then.
+            # Fix the next id before the caller deletes these rows: otherwise a new
+            # event could get the id of a deleted one, behind the reader's position.
             self._ids.take(db, 0)
-            return [Row(*row) for row in db.execute(_PENDING, (after, most))]
+            return [Row(*row) for row in db.execute(_PENDING, (after, limit))]
 
-        return self._store.do(read)
+        return self.submit(read)
 
     def mark_in_flight(self, row: Row) -> "asyncio.Future[None]":
-        """Note that nobody may ever know of the attempt that comes now."""
+        """Record that the outcome of the coming attempt may stay unknown."""
         values = row.ambiguous_since, row.id
         return self._update(
             "UPDATE events SET ambiguous_since = ? WHERE id = ?", values
         )
 
     def mark_retrying(self, row: Row, error: str) -> "asyncio.Future[None]":
-        """Note that an attempt failed and another will be made."""
+        """Record that an attempt failed and that another will follow."""
         return self._update(
             "UPDATE events SET attempts = ?, ambiguous_since = ?, error = ? "
             "WHERE id = ?",
             (row.attempts, row.ambiguous_since, error, row.id),
-            hurry=False,
+            deferrable=True,
         )
 
     def mark_final(
         self, row: Row, state: str, error: str | None = None
     ) -> "asyncio.Future[None]":
-        """Note what became of an event; repeated until that is written."""
+        """Record the outcome of an event; the job is repeated until it succeeds."""
         return self._update(
             "UPDATE events SET state = ?, error = ?, attempts = ?, at = ? WHERE id = ?",
             (state, error, row.attempts, time.time(), row.id),
-            keep=True,
-            hurry=False,
+            until_durable=True,
+            deferrable=True,
         )
 
     def delete(self, row: Row) -> "asyncio.Future[None]":
-        """Remove an event; repeated until that is written."""
-        query = "DELETE FROM events WHERE id = ?"
-        return self._update(query, (row.id,), keep=True, hurry=False)
+        """Remove an event; the job is repeated until it succeeds."""
+        statement = "DELETE FROM events WHERE id = ?"
+        return self._update(statement, (row.id,), until_durable=True, deferrable=True)
 
     def counts(self) -> "asyncio.Future[dict[str, int]]":
-        """Return how many events there are by state."""
+        """Return the number of events by state."""
         query = "SELECT state, count(*) FROM events GROUP BY state"
-        return self._store.do(lambda db: dict(db.execute(query)))
+        return self.submit(lambda db: dict(db.execute(query)))
 
     def oldest(self) -> "asyncio.Future[float | None]":
         """Return the Unix time at which the first pending event was added."""
         query = "SELECT at FROM events WHERE state = 'pending' ORDER BY id LIMIT 1"
-        return self._store.do(lambda db: (db.execute(query).fetchone() or (None,))[0])
+        return self.submit(lambda db: (db.execute(query).fetchone() or (None,))[0])
 
-    def failures(self, after: int, most: int) -> "asyncio.Future[list[Failure]]":
-        """Return the next rejected or unknown events, by id."""
-        return self._store.do(
-            lambda db: [Failure(*row) for row in db.execute(_FAILURES, (after, most))]
+    def failures(self, after: int, limit: int) -> "asyncio.Future[list[Failure]]":
+        """Return the next rejected or unknown events in the order of their ids."""
+        return self.submit(
+            lambda db: [Failure(*row) for row in db.execute(_FAILURES, (after, limit))]
         )
 
     def requeue(
@@ -261,74 +238,81 @@ class Journal:
         keys: Iterable[str] | None,
         new_key: Callable[[], str] = _NEW_KEY,
     ) -> "asyncio.Future[int]":
-        """Let rejected and unknown events be sent after all that is pending.
+        """Make failures pending again, after all events that are pending now.
 
         Args:
-            keys: Which; None is every rejected one.
-            new_key: Makes a key; for the rejected, as Loops may have used
-                the old one up. Unknown ones keep theirs.
+            keys: The keys of rejected or unknown events; None for all rejected
+                events.
+            new_key: A callable that makes a key. Rejected events get a new one, because
+                Loops may have used up the old one; unknown events keep theirs.
 
         Returns:
-            How many.
+            The number of events that are pending again.
         """
         chosen = None if keys is None else list(keys)
-        return self._store.do(lambda db: _again(db, self._ids, chosen, new_key))
+        return self.submit(lambda db: _requeue(db, self._ids, chosen, new_key))
 
     def forget(self, keys: Iterable[str] | None) -> "asyncio.Future[int]":
-        """Remove rejected or unknown events; None is every rejected one.
+        """Remove failures.
+
+        Args:
+            keys: The keys of rejected or unknown events; None for all rejected
+                events.
 
         Returns:
-            How many.
+            The number of events that were removed.
         """
         chosen = None if keys is None else list(keys)
 
         def work(db: Connection) -> int:
-            found = _chosen(db, chosen)
-            db.executemany(
-                "DELETE FROM events WHERE id = ?", [row[:1] for row in found]
-            )
-            return len(found)
+            failures = _find_failures(db, chosen)
+            ids = [(row_id,) for row_id, _, _ in failures]
+            db.executemany("DELETE FROM events WHERE id = ?", ids)
+            return len(failures)
 
-        return self._store.do(work)
+        return self.submit(work)
 
     def purge(self, before: float) -> "asyncio.Future[None]":
-        """Remove the accepted events that were kept since before that time."""
-        query = "DELETE FROM events WHERE state IN ('accepted', 'duplicate') AND at < ?"
-        return self._update(query, (before,))
+        """Remove the events that were accepted before a Unix time."""
+        statement = (
+            "DELETE FROM events WHERE state IN ('accepted', 'duplicate') AND at < ?"
+        )
+        return self._update(statement, (before,))
 
     def _update(
         self,
         statement: str,
         values: tuple[object, ...],
         *,
-        keep: bool = False,
-        hurry: bool = True,
+        until_durable: bool = False,
+        deferrable: bool = False,
     ) -> "asyncio.Future[None]":
         def work(db: Connection) -> None:
             db.execute(statement, values)
 
-        return self._store.do(work, keep=keep, hurry=hurry)
+        return self.submit(work, until_durable=until_durable, deferrable=deferrable)
 
 
-def _gather(adding: list[_Adding], ids: Ids, store: Store) -> None:
-    """Add in one go what was asked for since the last time."""
-    if not adding:
+def _submit_groups(groups: list[_Group], ids: RowIds, database: Database) -> None:
+    """Submit one job that adds all groups since the last batch."""
+    if not groups:
         return
-    now = adding.copy()
-    adding.clear()
-    groups = [events for events, _, _ in now]
+    batch = groups.copy()
+    groups.clear()
+    events = [group for group, _, _ in batch]
     at = time.time()
-    added = store.do(lambda db: _add_all(db, ids, groups, at))
-    added.add_done_callback(lambda added: _tell(now, added))
+    added = database.submit(lambda db: _add_groups(db, ids, events, at))
+    added.add_done_callback(lambda added: _end_groups(batch, added))
 
 
-def _tell(
-    adding: list[_Adding], added: "asyncio.Future[list[Added | InvalidEventError]]"
+def _end_groups(
+    groups: list[_Group],
+    added: "asyncio.Future[list[AddedCounts | InvalidEventError]]",
 ) -> None:
     failure = added.exception()
-    results = [failure] * len(adding) if failure is not None else added.result()
-    for (_, done, on_end), result in zip(adding, results, strict=True):
-        if isinstance(result, tuple):
+    results = [failure] * len(groups) if failure is not None else added.result()
+    for (_, done, on_end), result in zip(groups, results, strict=True):
+        if isinstance(result, AddedCounts):
             on_end(result)
             if not done.done():
                 done.set_result(None)
@@ -338,72 +322,79 @@ def _tell(
                 done.set_exception(result)
 
 
-def _add_all(
-    db: Connection, ids: Ids, groups: list[list[New]], at: float
-) -> list[Added | InvalidEventError]:
-    """Add each group whole or not at all; nearly always all are new.
+def _add_groups(
+    db: Connection, ids: RowIds, groups: list[list[NewEvent]], at: float
+) -> list[AddedCounts | InvalidEventError]:
+    """Add each group completely or not at all.
 
-    The savepoints end with the transaction.
+    In most batches every event is new, and one statement adds them all. The
+    savepoints end with the transaction.
     """
     events = list(chain.from_iterable(groups))
-    rows = [
-        (n, *event, at) for n, event in enumerate(events, ids.take(db, len(events)))
-    ]
+    first = ids.take(db, len(events))
+    rows = [(row_id, *event, at) for row_id, event in enumerate(events, first)]
     db.execute("SAVEPOINT adding")
     if db.executemany(_INSERT + " ON CONFLICT DO NOTHING", rows).rowcount == len(rows):
-        return [(len(group), 0) for group in groups]
+        return [AddedCounts(len(group), 0) for group in groups]
     db.execute("ROLLBACK TO adding")
-    results: list[Added | InvalidEventError] = []
+    results: list[AddedCounts | InvalidEventError] = []
     for group in groups:
         db.execute("SAVEPOINT adding")
         try:
-            results.append(_add(db, ids, group, at))
-        except InvalidEventError as reused:
+            results.append(_add_group(db, ids, group, at))
+        except InvalidEventError as error:
             db.execute("ROLLBACK TO adding")
-            results.append(reused)
+            results.append(error)
     return results
 
 
-def _add(db: Connection, ids: Ids, events: list[New], at: float) -> Added:
+def _add_group(
+    db: Connection, ids: RowIds, events: list[NewEvent], at: float
+) -> AddedCounts:
     find = "SELECT id, body, state FROM events WHERE key = ?"
-    more = again = 0
+    new = requeued = 0
     for event in events:
-        key, body, _, _ = event
-        known = db.execute(find, (key,)).fetchone()
-        if known is None:
+        key = event.idempotency_key
+        existing = db.execute(find, (key,)).fetchone()
+        if existing is None:
             db.execute(_INSERT, (ids.take(db, 1), *event, at))
-            more += 1
-        elif known[1] != body:
-            why = f"idempotency_key: another event in {_name(db)} has it"
-            error = InvalidEventError(problems=[why])
-            error.idempotency_key = key
-            raise error
-        elif known[2] == REJECTED:
-            # One of its attempts may have used its key up: a 409 says nothing.
-            _put_last(db, ids, known[0], key, forget_attempts=False)
-            again += 1
-    return more, again
+            new += 1
+            continue
+        row_id, body, state = existing
+        if body != event.body:
+            raise _key_conflict(db, key)
+        if state == REJECTED:
+            # An attempt may have used up the key, so the attempts still count: a
+            # 409 does not show that Loops has this event.
+            _move_to_end(db, ids, row_id, key, reset_attempts=False)
+            requeued += 1
+    return AddedCounts(new, requeued)
 
 
-def _name(db: Connection) -> str:
+def _key_conflict(db: Connection, key: str) -> InvalidEventError:
     _, _, path = db.execute("PRAGMA database_list").fetchone()
-    return str(path)
+    problem = f"idempotency_key: {path} has another event with the same key"
+    error = InvalidEventError(problems=[problem])
+    error.idempotency_key = key
+    return error
 
 
-def _again(
+def _requeue(
     db: Connection,
-    ids: Ids,
-    keys: Iterable[str] | None,
+    ids: RowIds,
+    keys: list[str] | None,
     new_key: Callable[[], str],
 ) -> int:
-    found = _chosen(db, keys)
-    for place, key, state in found:
-        _put_last(db, ids, place, new_key() if state == REJECTED else key)
-    return len(found)
+    failures = _find_failures(db, keys)
+    for row_id, key, state in failures:
+        _move_to_end(db, ids, row_id, new_key() if state == REJECTED else key)
+    return len(failures)
 
 
-def _chosen(db: Connection, keys: Iterable[str] | None) -> list[tuple[int, str, str]]:
-    """Find the failures with these keys, or all that were rejected, in order."""
+def _find_failures(
+    db: Connection, keys: list[str] | None
+) -> list[tuple[int, str, str]]:
+    """Return the failures with these keys, or all rejected events, in order."""
     query = "SELECT id, key, state FROM events WHERE "
     if keys is None:
         return db.execute(query + "state = 'rejected' ORDER BY id").fetchall()
@@ -411,20 +402,20 @@ def _chosen(db: Connection, keys: Iterable[str] | None) -> list[tuple[int, str, 
     return sorted({row for key in keys for row in db.execute(query, (key,))})
 
 
-def _put_last(
-    db: Connection, ids: Ids, place: int, key: str, *, forget_attempts: bool = True
+def _move_to_end(
+    db: Connection, ids: RowIds, row_id: int, key: str, *, reset_attempts: bool = True
 ) -> None:
-    """Make an event pending as if it had been added now, under that key.
+    """Make an event pending as if it were added now.
 
     Args:
-        db: The file.
-        ids: Of the file.
-        place: The event's.
-        key: The one to send it with.
-        forget_attempts: Whether a 409 shall be news of this event again.
+        db: The connection to the file.
+        ids: The ids of the file.
+        row_id: The current id of the event.
+        key: The new key of the event.
+        reset_attempts: Whether a 409 then confirms that Loops has the event.
     """
     db.execute(
         "UPDATE events SET id = ?, key = ?, state = 'pending', "
         "attempts = attempts * ?, ambiguous_since = NULL, error = NULL WHERE id = ?",
-        (ids.take(db, 1), key, not forget_attempts, place),
+        (ids.take(db, 1), key, not reset_attempts, row_id),
     )

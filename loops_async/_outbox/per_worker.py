@@ -1,9 +1,9 @@
-"""The outbox of one worker among several of one application.
+"""One outbox for each worker process of an application.
 
-A file has one owner, and which worker of a server starts, dies and comes back
-is the server's affair. So the workers share a family of files (events.db,
-events.1.db, events.2.db, ...): each takes the first that nobody has open, and
-sends what it finds in those that nobody has taken.
+A file has one owner, and the server decides which of its workers start, stop
+and restart. So the workers share a family of files (events.db, events.1.db,
+events.2.db, ...): each worker opens the first file that is not in use, and
+sends the events that stopped workers left in the others.
 """
 
 import asyncio
@@ -17,94 +17,116 @@ from typing import TYPE_CHECKING, Final
 from loops_async.errors import JournalError, LoopsError
 
 from .outbox import Outbox
+from .session import OutboxTiming
 
 if TYPE_CHECKING:
     from loops_async._client import AsyncLoopsClient
 
 _logger = logging.getLogger("loops_async")
 
-LOOK_EVERY: Final = 30.0  # seconds, for files that a worker has left
-_MOST: Final = 1000  # files; more would be no workers, but a file system without locks
-_LONG: Final = 300.0  # seconds for one of them, which may hold what cannot be sent
-
-
-class _OneOfMany(Outbox):
-    """Does not wait for another owner: there are other files."""
-
-    _patience = 0.1
+# Short, because a worker can open another file instead.
+_TIMING: Final = OutboxTiming(lock_timeout=0.1)
 
 
 @asynccontextmanager
 async def per_worker(
-    path: Path, client: "AsyncLoopsClient", *, grace: float
+    path: Path,
+    client: "AsyncLoopsClient",
+    *,
+    grace: float,
+    scan_interval: float = 30.0,
+    orphan_timeout: float = 300.0,
+    max_files: int = 1000,
 ) -> AsyncIterator[Outbox]:
-    """Open the first file of a family that nobody has open.
+    """Open the first file of a family that is not in use.
+
+    While the outbox is open, the events in files without an owner are sent, too.
 
     Args:
-        path: The first of the family.
-        client: What to send with.
-        grace: Seconds to go on sending when it closes.
+        path: The path of the first file of the family.
+        client: The client that sends the events.
+        grace: Seconds to continue sending when the outbox closes.
+        scan_interval: Seconds between two searches for files without an owner.
+        orphan_timeout: The longest time in seconds to send the events of one such file,
+            so that a file that cannot be sent does not delay the others.
+        max_files: The highest number of files. If all of them are in use, the file
+            system probably does not support locks.
 
     Raises:
-        JournalError: if one that comes before is damaged or cannot be written.
+        JournalError: If the file is damaged or cannot be written, or if too
+            many files are in use.
     """
-    outbox, own = await _first_free(path, client)
-    adopting = asyncio.create_task(
-        _recover_orphans(path, own, client), name=f"outboxes beside {own}"
+    own, outbox = await _open_first_free(path, client, max_files)
+    recovery = asyncio.create_task(
+        _recover_orphans(path, own, client, scan_interval, orphan_timeout),
+        name=f"outboxes beside {own}",
     )
     try:
         yield outbox
     finally:
-        adopting.cancel()
+        recovery.cancel()
         try:
             await outbox.aclose(grace)
         finally:
-            await asyncio.wait([adopting])
+            await asyncio.wait([recovery])
 
 
-async def _first_free(path: Path, client: "AsyncLoopsClient") -> tuple[Outbox, Path]:
-    for number in range(_MOST):
-        own = path
+async def _open_first_free(
+    path: Path, client: "AsyncLoopsClient", max_files: int
+) -> tuple[Path, Outbox]:
+    for number in range(max_files):
+        file = path
         if number:
-            own = path.with_name(f"{path.stem}.{number}{path.suffix}")
-        outbox = _OneOfMany(own, client)
+            file = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        outbox = Outbox(file, client, _timing=_TIMING)
         try:
-            return await outbox.__aenter__(), own
+            return file, await outbox.__aenter__()
         except JournalError as error:
             if not error.in_use:
                 raise
-    raise JournalError(f"{path} and {_MOST - 1} more files are all in use")
+    msg = (
+        f"{path} and {max_files - 1} more files are all in use: check that the file "
+        "system supports locks"
+    )
+    raise JournalError(msg)
 
 
-async def _recover_orphans(path: Path, own: Path, client: "AsyncLoopsClient") -> None:
-    """Send what is in files that nobody has open, for as long as it runs."""
-    told: set[Path] = set()
+async def _recover_orphans(
+    path: Path,
+    own: Path,
+    client: "AsyncLoopsClient",
+    scan_interval: float,
+    orphan_timeout: float,
+) -> None:
+    """Send the events in files without an owner, at each scan."""
+    reported: set[Path] = set()
     while True:
-        await asyncio.sleep(LOOK_EVERY)
-        for one in _family(path):
-            if one == own:  # a second connection could damage it
+        await asyncio.sleep(scan_interval)
+        for file in _existing_files(path):
+            if file == own:
                 continue
             try:
-                await _send_all(_OneOfMany(one, client))
+                await _send_pending(file, client, orphan_timeout)
             except LoopsError as error:
                 in_use = isinstance(error, JournalError) and error.in_use
-                if not in_use and one not in told:
-                    told.add(one)
-                    text = "what a worker has left cannot be sent: %s"
+                if not in_use and file not in reported:
+                    reported.add(file)
+                    text = "cannot send the events that a worker left: %s"
                     _logger.warning(text, error)
 
 
-def _family(path: Path) -> list[Path]:
-    """Return the files there are."""
+def _existing_files(path: Path) -> list[Path]:
+    """Return the files of the family that exist."""
     name = re.compile(rf"{re.escape(path.stem)}(\.\d+)?{re.escape(path.suffix)}")
-    return sorted(one for one in path.parent.iterdir() if name.fullmatch(one.name))
+    return sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))
 
 
-async def _send_all(left: Outbox) -> None:
-    await left.__aenter__()
+async def _send_pending(file: Path, client: "AsyncLoopsClient", timeout: float) -> None:
+    outbox = await Outbox(file, client, _timing=_TIMING).__aenter__()
     try:
-        if left.stats().pending:
-            _logger.warning("sending what a worker has left: %r", left)
-            await left.flush(_LONG)
+        if pending := outbox.stats().pending:
+            text = "sending the %d events that a worker left in %s"
+            _logger.warning(text, pending, file)
+            await outbox.flush(timeout)
     finally:
-        await left.aclose(0.0)
+        await outbox.aclose(0.0)

@@ -1,101 +1,104 @@
-"""What an outbox is between its opening and its closing."""
+"""An open outbox: its file, its counters and the task that sends."""
 
 import asyncio
 import logging
 import math
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
 
-from loops_async._journal.database import consume_exception
-from loops_async._journal.journal import (
+from loops_async._journal.database import LOCK_TIMEOUT, RETRY_DELAY, consume_exception
+from loops_async._journal.journal import Journal
+from loops_async._journal.records import (
     ACCEPTED,
     DUPLICATE,
     PENDING,
     REJECTED,
     UNKNOWN,
-    Added,
-    Journal,
-    New,
+    AddedCounts,
+    NewEvent,
     Row,
 )
 from loops_async._journal.sender import JournalSender
 from loops_async._sending.bulk import LOOK_AHEAD
-from loops_async.errors import ClientClosedError, ConfigurationError
+from loops_async._sending.sender import Sender
+from loops_async.errors import ConfigurationError
 
-if TYPE_CHECKING:
-    from loops_async._client import AsyncLoopsClient
+from .capacity import Capacity
+from .stats import OutboxStats
 
 _logger = logging.getLogger("loops_async")
 
-_FIRST_PAUSE: Final = 1.0  # seconds, after what stopped the sending
-_LONGEST_PAUSE: Final = 60.0
-_PURGE_EVERY: Final = 60.0  # seconds
-_TAKEN: Final = (ACCEPTED, DUPLICATE)
+_SENT: Final = (ACCEPTED, DUPLICATE)
 
 
 @attrs.frozen(kw_only=True)
-class OutboxStats:
-    """How an outbox stands.
+class OutboxTiming:
+    """The waits and pauses of an outbox, in seconds.
 
     Attributes:
-        pending: Events in the file that are still to be sent.
-        retrying: Of these, those that failed at least once.
-        rejected: Events in the file that Loops does not take.
-        unknown: Events in the file of which nobody knows.
-        accepted: Events that Loops took since the outbox was opened.
-        duplicates: Events since then that Loops had taken before: an answer
-            was lost, by this process or the one before.
-        paused: Why sending stopped, such as a refused key, until an event
-            gets through; else None. (In an outage the client holds all
-            sends: see `ClientStats.outage`.)
+        lock_timeout: The longest wait for another owner to release the file.
+        retry_delay: The pause before recording an outcome is retried.
+        first_pause: The first pause after sending stops; each further one is twice as
+            long.
+        longest_pause: The longest of these pauses.
+        purge_interval: The time between two removals of old accepted events.
     """
 
-    pending: int
-    retrying: int
-    rejected: int
-    unknown: int
-    accepted: int
-    duplicates: int
-    paused: str | None
+    lock_timeout: float = LOCK_TIMEOUT
+    retry_delay: float = RETRY_DELAY
+    first_pause: float = 1.0
+    longest_pause: float = 60.0
+    purge_interval: float = 60.0
 
 
 class OutboxSession:
-    """Stores, sends and counts, in the event loop it was opened in."""
+    """An outbox from its opening to its closing, in one event loop.
+
+    Args:
+        path: The path of the file.
+        sender: The sender of the events.
+        capacity: The highest number of pending events.
+        retention: Seconds to keep accepted events.
+        timing: The waits and pauses of the session.
+    """
 
     def __init__(
         self,
-        journal: Journal,
-        client: "AsyncLoopsClient",
+        path: Path,
+        sender: Sender,
+        *,
         capacity: int,
-        keep: float,
+        retention: float,
+        timing: OutboxTiming,
     ) -> None:
-        self.journal = journal
+        self.journal = Journal(
+            path, lock_timeout=timing.lock_timeout, retry_delay=timing.retry_delay
+        )
         self.loop = asyncio.get_running_loop()
         self.process = os.getpid()
-        self._dry_run = client.sender.dry_run
-        self._capacity = capacity
-        self._keep = keep
-        self._purged = -math.inf
-        self._drain = JournalSender(
-            journal,
-            client,
-            look_ahead=LOOK_AHEAD + capacity,  # a stuck contact holds up no other
-            keep=keep > 0,
-            on_end=self._ended,
+        self._path = path
+        self._dry_run = sender.dry_run
+        self.capacity = Capacity(capacity, lambda: self.pending)
+        self._retention = retention
+        self._timing = timing
+        self._purged_at = -math.inf
+        self._sender = JournalSender(
+            self.journal,
+            sender,
+            # Enough rows that a contact whose events fail does not delay others.
+            look_ahead=LOOK_AHEAD + capacity,
+            retain=retention > 0,
+            on_end=self._count_end,
         )
-        self._counts = dict.fromkeys((PENDING, REJECTED, UNKNOWN, *_TAKEN), 0)
-        self._promised = 0  # events on their way to the disk
-        # Who waits for room, first come first served, and for how many.
-        self._line: OrderedDict[asyncio.Future[None], int] = OrderedDict()
+        self._counts = dict.fromkeys((PENDING, REJECTED, UNKNOWN, *_SENT), 0)
         self._paused: str | None = None
-        self._pause = _FIRST_PAUSE
+        self._pause = timing.first_pause
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -107,7 +110,7 @@ class OutboxSession:
     def stats(self) -> OutboxStats:
         return OutboxStats(
             pending=self._counts[PENDING],
-            retrying=self._drain.retrying,
+            retrying=self._sender.retrying,
             rejected=self._counts[REJECTED],
             unknown=self._counts[UNKNOWN],
             accepted=self._counts[ACCEPTED],
@@ -115,103 +118,78 @@ class OutboxSession:
             paused=self._paused,
         )
 
-    async def start(self, path: Path) -> None:
+    async def open(self) -> None:
         await self.journal.open()
         try:
-            await self._count()
+            await self._read_counts()
             if self._dry_run and self.pending:
                 msg = (
-                    f"{path} has {self.pending:,} events to send, which a dry_run "
-                    "client would drop"
+                    f"{self._path} has {self.pending:,} pending events, which a "
+                    "dry_run client would drop: use a client without dry_run"
                 )
                 raise ConfigurationError(msg)
         except BaseException:
             await self.journal.close()
             raise
-        self._task = asyncio.create_task(self._send(), name=f"outbox {path}")
+        self._task = asyncio.create_task(self._send(), name=f"outbox {self._path}")
 
-    async def _count(self) -> None:
-        known = await self.journal.counts()
+    async def _read_counts(self) -> None:
+        counts = await self.journal.counts()
         for state in (PENDING, REJECTED, UNKNOWN):
-            self._counts[state] = known.get(state, 0)
+            self._counts[state] = counts.get(state, 0)
 
-    async def add(self, new: list[New]) -> None:
-        promised = len(new)
-        if self._line or not self._fits(promised):
-            await self._room(promised)
-        else:
-            self._promised += promised
-
-        def added(what: Added | None) -> None:
-            self._promised -= promised
-            if what is not None:
-                more, again = what
-                self._counts[PENDING] += more + again
-                self._counts[REJECTED] -= again
-                self._drain.wake()
-            self._change()
-
-        await self.journal.add(new, added)
-
-    async def _room(self, number: int) -> None:
-        """Wait until so many events are promised."""
-        turn = self.loop.create_future()
-        self._line[turn] = number
+    async def add(self, events: list[NewEvent]) -> None:
+        """Wait for room for all of the events, and store them durably."""
+        size = len(events)
         try:
-            await turn
+            await self.capacity.reserve(size)
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.exception() is None:
-                self._promised -= number  # it was promised at this moment
-            self._line.pop(turn, None)
-            self._change()
+            self._notify()  # another put may have room now
             raise
 
-    def _fits(self, number: int) -> bool:
-        return self.pending + self._promised + number <= self._capacity
+        def count_added(added: AddedCounts | None) -> None:
+            self.capacity.reserved -= size
+            if added is not None:
+                self._counts[PENDING] += added.new + added.requeued
+                self._counts[REJECTED] -= added.requeued
+                self._sender.wake()
+            self._notify()
 
-    def _change(self) -> None:
-        """Let in who has waited longest, as far as there is room; tell others."""
-        while self._line:
-            turn, number = next(iter(self._line.items()))
-            if not turn.done():  # else it gave up
-                if not self._fits(number):
-                    break
-                self._promised += number
-                turn.set_result(None)
-            del self._line[turn]
+        await self.journal.add(events, count_added)
+
+    def _notify(self) -> None:
+        """Admit waiting puts if there is room for them, and wake `flush`."""
+        self.capacity.admit()
         self._changed.set()
 
     async def flush(self, timeout: float | None) -> int:
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while (self.pending or self._promised) and not self._closed:
+                while (self.pending or self.capacity.reserved) and not self._closed:
                     self._changed.clear()
                     await self._changed.wait()
         return self.pending
 
     async def retry(self, keys: Iterable[str] | None) -> int:
-        return await self._counted(self.journal.requeue(keys))
+        return await self._finish_change(self.journal.requeue(keys))
 
     async def forget(self, keys: Iterable[str]) -> int:
-        return await self._counted(self.journal.forget(keys))
+        return await self._finish_change(self.journal.forget(keys))
 
-    async def _counted(self, change: "asyncio.Future[int]") -> int:
-        """Wait for a change, and count anew though nobody may wait any more."""
+    async def _finish_change(self, change: "asyncio.Future[int]") -> int:
+        """Wait for a change and read the counts again, even if cancelled."""
 
-        async def counted() -> int:
+        async def finish() -> int:
             number = await change
-            await self._count()
-            self._drain.wake()
+            await self._read_counts()
+            self._sender.wake()
             return number
 
-        return await asyncio.shield(counted())
+        return await asyncio.shield(finish())
 
     async def close(self, grace: float) -> None:
-        for turn in self._line:
-            if not turn.done():
-                text = "the outbox was closed before there was room"
-                turn.set_exception(ClientClosedError(text))
-        self._line.clear()
+        """Send for the grace period, then close the file."""
+        self.capacity.close()
         try:
             await self.flush(grace)
         finally:
@@ -221,29 +199,37 @@ class OutboxSession:
             finally:
                 await self.journal.close()
                 self._closed = True
-                self._changed.set()  # who waits for the rest need not any more
+                self._changed.set()  # other calls of flush return
 
     async def _send(self) -> None:
         while True:
             try:
-                self._paused = str(await self._drain.run())
-            except Exception as error:  # noqa: BLE001 - nothing may end this
+                self._paused = str(await self._sender.run())
+            except Exception as error:  # noqa: BLE001 - no error may end the sending
                 self._paused = f"{type(error).__name__}: {error}"
             _logger.warning("outbox: sending is paused: %s", self._paused)
             await asyncio.sleep(self._pause)
-            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+            self._pause = min(2 * self._pause, self._timing.longest_pause)
 
-    def _ended(self, _: Row, state: str) -> None:
+    def _count_end(self, _: Row, state: str) -> None:
         self._counts[PENDING] -= 1
         self._counts[state] += 1
-        self._change()
-        if state not in _TAKEN:
-            _logger.warning("outbox: an event is %s; failures() says why", state)
+        self._notify()
+        if state not in _SENT:
+            _logger.warning(
+                "outbox: an event is %s; failures() gives the reason", state
+            )
         if self._paused is not None:
-            _logger.warning("outbox: sending goes on")
+            _logger.warning("outbox: sending continues")
             self._paused = None
-            self._pause = _FIRST_PAUSE
+            self._pause = self._timing.first_pause
+        self._purge()
+
+    def _purge(self) -> None:
+        """Remove old accepted events, if the purge interval is over."""
         now = time.time()
-        if self._keep and not 0 <= now - self._purged < _PURGE_EVERY:
-            self._purged = now
-            self.journal.purge(now - self._keep).add_done_callback(consume_exception)
+        elapsed = now - self._purged_at
+        if self._retention and not 0 <= elapsed < self._timing.purge_interval:
+            self._purged_at = now
+            purged = self.journal.purge(now - self._retention)
+            purged.add_done_callback(consume_exception)

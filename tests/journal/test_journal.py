@@ -1,22 +1,21 @@
-"""The journal: what becomes of its rows, work by work."""
+"""The journal: the state of its rows after each operation."""
 
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.http_server import run
 from support.outboxes import new, rows
+from support.waiting import run
 
 from loops_async import InvalidEventError
-from loops_async._journal.journal import (
+from loops_async._journal.journal import Journal
+from loops_async._journal.records import (
     ACCEPTED,
     DUPLICATE,
     REJECTED,
     UNKNOWN,
-    Journal,
-    New,
-    Row,
+    NewEvent,
 )
 
 
@@ -25,26 +24,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "events.db"
 
 
-async def add(journal: Journal, events: list[New]) -> Any:
-    """Return how many were new, and how many had been rejected."""
-    ends: list[Any] = []
-    await journal.add(events, ends.append)
-    (added,) = ends
+async def add(journal: Journal, events: list[NewEvent]) -> Any:
+    """Return the numbers of new and of requeued events."""
+    counts: list[Any] = []
+    await journal.add(events, counts.append)
+    (added,) = counts
     return added
 
 
-async def given_up(journal: Journal, count: int) -> list[Row]:
-    """Add so many events; reject the even ones, and lose track of the odd."""
+async def add_failures(journal: Journal, count: int) -> None:
+    """Add rejected events with even numbers, and unknown ones with odd numbers."""
     await add(journal, new(count))
-    found = await journal.pending(0, count)
-    for number, row in enumerate(found):
+    for number, row in enumerate(await journal.pending(0, count)):
         row.attempts, row.ambiguous_since = 3, 5.0
         await journal.mark_retrying(row, "a reason")
         await journal.mark_final(row, UNKNOWN if number % 2 else REJECTED, "the end")
-    return found
 
 
-def test_what_is_added_is_pending_in_order(path: Path) -> None:
+def test_added_events_are_pending_in_their_order(path: Path) -> None:
     async def main() -> None:
         async with Journal(path) as journal:
             assert await journal.oldest() is None
@@ -64,26 +61,28 @@ def test_what_is_added_is_pending_in_order(path: Path) -> None:
     run(main())
 
 
-def test_events_are_added_all_or_none_and_whoever_else_commits(path: Path) -> None:
+def test_a_group_with_a_key_conflict_is_not_added_and_other_groups_are(
+    path: Path,
+) -> None:
     async def main() -> None:
         async with Journal(path) as journal:
             await add(journal, new(1))
-            wrong = [*new(2, first=10), ("k0", b"{}", None, "u")]
-            ends: list[Any] = []
-            good = journal.add(new(3, first=20), ends.append)
-            bad = journal.add(wrong, ends.append)
+            group = [*new(2, first=10), NewEvent("k0", b"{}", None, "u")]
+            counts: list[Any] = []
+            valid = journal.add(new(3, first=20), counts.append)
+            conflicting = journal.add(group, counts.append)
             with pytest.raises(InvalidEventError) as caught:
-                await bad
+                await conflicting
             assert caught.value.idempotency_key == "k0"
             assert str(path) in str(caught.value)
-            await good
-            assert ends == [(3, 0), None]
+            await valid
+            assert counts == [(3, 0), None]
         assert [row["key"] for row in rows(path)] == ["k0", "k20", "k21", "k22"]
 
     run(main())
 
 
-def test_a_row_is_stamped_tried_and_ended(path: Path) -> None:
+def test_each_mark_is_in_the_rows_that_are_read_next(path: Path) -> None:
     async def main() -> None:
         async with Journal(path) as journal:
             await add(journal, new(4))
@@ -107,15 +106,15 @@ def test_a_row_is_stamped_tried_and_ended(path: Path) -> None:
     run(main())
 
 
-def test_failures_are_listed_page_by_page(path: Path) -> None:
+def test_failures_are_read_in_order_page_by_page(path: Path) -> None:
     async def main() -> None:
         async with Journal(path) as journal:
-            await given_up(journal, 5)
+            await add_failures(journal, 5)
             await add(journal, new(2, first=10))
             first = await journal.failures(0, 3)
             rest = await journal.failures(first[-1].id, 3)
-            told = [(one.idempotency_key, one.state) for one in first + rest]
-            assert told == [
+            failures = [(f.idempotency_key, f.state) for f in first + rest]
+            assert failures == [
                 ("k0", REJECTED),
                 ("k1", UNKNOWN),
                 ("k2", REJECTED),
@@ -133,19 +132,19 @@ def test_failures_are_listed_page_by_page(path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        pytest.param(None, ["new0", "new1"], id="all that are rejected"),
+        pytest.param(None, ["new0", "new1"], id="all rejected events"),
         pytest.param([], [], id="none"),
-        pytest.param(["k1"], ["k1"], id="an unknown one"),
+        pytest.param(["k1"], ["k1"], id="an unknown event"),
         pytest.param(["k2", "k1", "k2"], ["k1", "new0"], id="both, and one twice"),
-        pytest.param(["k9", "nobody's"], [], id="no failures"),
+        pytest.param(["k9", "missing"], [], id="not failures"),
     ],
 )
-def test_failures_are_pending_again_behind_the_others(
+def test_requeued_failures_are_pending_after_all_other_events(
     path: Path, keys: Any, expected: list[str]
 ) -> None:
     async def main() -> None:
         async with Journal(path) as journal:
-            await given_up(journal, 4)
+            await add_failures(journal, 4)
             await add(journal, new(1, first=9))
             number = itertools.count()
             count = await journal.requeue(keys, lambda: f"new{next(number)}")
@@ -154,7 +153,7 @@ def test_failures_are_pending_again_behind_the_others(
             assert [row.idempotency_key for row in pending] == ["k9", *expected]
             for row in pending:
                 assert (row.attempts, row.ambiguous_since) == (0, None)
-            # What comes later still comes behind.
+            # An event that is added later still comes last.
             await add(journal, new(1, first=10))
             assert (await journal.pending(0, 9))[-1].idempotency_key == "k10"
             assert await journal.counts() == {
@@ -170,10 +169,10 @@ def test_failures_are_pending_again_behind_the_others(
     run(main())
 
 
-def test_a_rejected_event_that_is_added_again_is_pending_again(path: Path) -> None:
+def test_a_rejected_event_that_is_added_again_is_requeued(path: Path) -> None:
     async def main() -> None:
         async with Journal(path) as journal:
-            await given_up(journal, 4)
+            await add_failures(journal, 4)
             assert await add(journal, [*new(5), *new(1)]) == (1, 2)
             pending = await journal.pending(0, 9)
             assert [r.idempotency_key for r in pending] == ["k0", "k2", "k4"]
@@ -190,12 +189,12 @@ def test_a_rejected_event_that_is_added_again_is_pending_again(path: Path) -> No
         ([], {"k0", "k1", "k2", "k3", "k9"}),
     ],
 )
-def test_failures_and_nothing_else_can_be_forgotten(
+def test_forget_removes_failures_and_no_other_events(
     path: Path, keys: Any, left: set[str]
 ) -> None:
     async def main() -> None:
         async with Journal(path) as journal:
-            await given_up(journal, 4)
+            await add_failures(journal, 4)
             await add(journal, new(1, first=9))
             assert await journal.forget(keys) == 5 - len(left)
         assert {row["key"] for row in rows(path)} == left
@@ -203,8 +202,8 @@ def test_failures_and_nothing_else_can_be_forgotten(
     run(main())
 
 
-def test_ids_are_never_used_twice(path: Path) -> None:
-    """Or what is read page by page could miss a row."""
+def test_the_id_of_a_deleted_row_is_not_used_again(path: Path) -> None:
+    """A reader that is past the id would miss the new row."""
 
     async def main() -> None:
         async with Journal(path) as journal:
@@ -218,15 +217,15 @@ def test_ids_are_never_used_twice(path: Path) -> None:
     run(main())
 
 
-def test_who_gave_up_waiting_does_not_keep_the_result_from_others(path: Path) -> None:
+def test_on_end_is_called_although_the_future_was_cancelled(path: Path) -> None:
     async def main() -> None:
         async with Journal(path) as journal:
             await add(journal, new(1))
-            ends: list[Any] = []
-            for events in ([("k0", b"{}", None, "u")], new(3)):
-                journal.add(events, ends.append).cancel()
+            counts: list[Any] = []
+            for events in ([NewEvent("k0", b"{}", None, "u")], new(3)):
+                journal.add(events, counts.append).cancel()
             await add(journal, [])
-            assert ends == [None, (2, 0)]
+            assert counts == [None, (2, 0)]
         assert len(rows(path)) == 3
 
     run(main())

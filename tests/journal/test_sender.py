@@ -1,13 +1,14 @@
-"""What is sent from a journal, and what never again: the 23-hour rule.
+"""The sender of a journal: what it sends, what it records, and the 23-hour rule.
 
-Loops and time are imitated, so that hours pass in no time; the journal is the
-real one, on a database in memory that outlives each process that is imitated.
+Loops and the clocks are imitated, so that hours take no time. The journal is the
+real one, on a database in memory that outlives each imitated process.
 """
 
 import asyncio
 import math
 import random
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,7 +19,6 @@ import pytest
 from support import virtual_time as virtual
 
 from loops_async import (
-    AsyncLoopsClient,
     ClientClosedError,
     ConnectFailedError,
     ConnectionLostError,
@@ -26,77 +26,84 @@ from loops_async import (
     LoopsError,
     RetryPolicy,
 )
-from loops_async._http.api_key import Secret
-from loops_async._http.protocol import Request, Response
-from loops_async._journal.database import _commit, _Order
-from loops_async._journal.journal import OUTBOX, Ids, Journal, Row
+from loops_async._http.api_key import Secret, hide_api_key
+from loops_async._http.protocol import Response
+from loops_async._http.request import Request
+from loops_async._journal.database import _commit, _Job
+from loops_async._journal.journal import OUTBOX, Journal, RowIds
+from loops_async._journal.records import Row
 from loops_async._journal.sender import KNOWN_FOR, JournalSender
-from loops_async._sending.delivery import Delivery
+from loops_async._sending.sender import Sender
 
 HOUR = 3600.0
 
 
 class InMemory(Journal):
-    """A journal whose works are done at once, and which can be cut off."""
+    """A journal that runs each job at once, and whose disk can be full.
+
+    Attributes:
+        full: Whether every job that writes fails.
+        killed: Whether the process was killed: jobs neither run nor end.
+    """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self.full = False
-        self.cut_off = False
-        self._kept: list[_Order[Any]] = []
-        self._adding = []
-        self._ids = Ids()
-        self._store = self  # type: ignore[assignment]
-        self.do = self._do
+        self.killed = False
+        self._failed: list[_Job[Any]] = []  # to be repeated
+        self._groups = []
+        self._ids = RowIds()
+        self._database = self  # type: ignore[assignment]
 
-    def _do(self, work: Any, *, keep: bool = False, **_: object) -> Any:
+    def submit(
+        self, work: Any, *, until_durable: bool = False, deferrable: bool = False
+    ) -> Any:
         done = asyncio.get_running_loop().create_future()
-        if self.cut_off:
-            return done
-        order = _Order(self._unless_full(work), done, keep)
-        self._try(order)
+        if not self.killed:
+            self._run(_Job(self._unless_full(work), done, until_durable))
         return done
 
     def wake(self) -> None:
         raise NotImplementedError
 
-    def _try(self, order: _Order[Any]) -> None:
-        _commit(Path("memory"), self.db, [order])
-        if order.failure is None:
-            order.done.set_result(order.result)
-        elif order.keep:
-            self._kept.append(order)
+    def _run(self, job: _Job[Any]) -> None:
+        _commit(Path("memory"), self.db, [job])
+        if job.failure is None:
+            job.done.set_result(job.result)
+        elif job.until_durable:
+            self._failed.append(job)
         else:
-            order.done.set_exception(order.failure)
+            job.done.set_exception(job.failure)
 
     def _unless_full(self, work: Any) -> Any:
         def checked(db: sqlite3.Connection) -> Any:
             before = db.total_changes
             result = work(db)
             if self.full and db.total_changes > before:
-                raise JournalError("it is full")
+                raise JournalError("the disk is full")
             return result
 
         return checked
 
     def make_room(self) -> None:
         self.full = False
-        kept, self._kept = self._kept, []
-        for order in kept:
-            self._try(order)
+        failed, self._failed = self._failed, []
+        for job in failed:
+            self._run(job)
 
-    def give_up(self) -> None:
-        for order in self._kept:
-            order.done.set_exception(JournalError("it is closed"))
+    def fail_jobs(self) -> None:
+        """Fail the jobs that were to be repeated, as closing does."""
+        for job in self._failed:
+            job.done.set_exception(JournalError("the journal is closed"))
 
-    def look(self, column: str) -> list[Any]:
-        query = f"SELECT {column} FROM events ORDER BY id"
+    def column(self, name: str) -> list[Any]:
+        query = f"SELECT {name} FROM events ORDER BY id"
         return [value for (value,) in self.db.execute(query)]
 
 
 @contextmanager
 def database(count: int, contacts: int | None = None) -> Iterator[sqlite3.Connection]:
-    """One with so many pending events."""
+    """Open a database with that many pending events."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
         for statement in OUTBOX.schema:
             db.execute(statement)
@@ -105,7 +112,7 @@ def database(count: int, contacts: int | None = None) -> Iterator[sqlite3.Connec
 
 
 def insert(db: sqlite3.Connection, count: int, contacts: int | None = None) -> None:
-    """Add so many pending events."""
+    """Add pending events, for that many contacts or one contact each."""
     for number in range(count):
         email = f"u{number % (contacts or count)}@b.co"
         db.execute(
@@ -116,25 +123,31 @@ def insert(db: sqlite3.Connection, count: int, contacts: int | None = None) -> N
 
 @attrs.define
 class Clocks:
-    """Clocks that go with the loop; all but the true one can be moved."""
+    """Clocks that advance with the event loop; a test can move two of them.
+
+    Attributes:
+        wall: The wall clock, which the administrator can set.
+        steady: The monotonic clock, which starts again with the machine.
+        true: The time that passed.
+    """
 
     wall: float = 1.7e9
     steady: float = 1000.0
     true: float = 0.0
 
-    def now(self) -> float:
-        return self.wall + self._passed()
+    def read_wall(self) -> float:
+        return self.wall + self._elapsed()
 
-    def steadily(self) -> float:
-        return self.steady + self._passed()
+    def read_steady(self) -> float:
+        return self.steady + self._elapsed()
 
-    def truly(self) -> float:
-        return self.true + self._passed()
+    def read_true(self) -> float:
+        return self.true + self._elapsed()
 
-    def _passed(self) -> float:
+    def _elapsed(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def pass_by(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.wall += seconds
         self.steady += seconds
         self.true += seconds
@@ -142,104 +155,122 @@ class Clocks:
 
 LOST = "lost"
 REFUSED = "refused"
-Said = int | str
+Reply = int | str
+"""A status, or LOST for a lost response, or REFUSED for a refused connection."""
 
 
 @attrs.define(eq=False)
-class Loops:
-    """A transport to a Loops that says what it is told to, key by key."""
+class FakeLoops:
+    """A transport to a Loops whose replies the test decides by key.
 
-    says: Callable[[str], Said]
-    takes: Callable[[], float] = lambda: 0.1
-    answered: Callable[[str, Said], object] = lambda key, said: None
+    Attributes:
+        reply_to: Returns the reply to a request with the key.
+        duration: Returns the seconds that a request takes.
+        on_reply: Called with the key and the reply when the reply arrives.
+        requests: The key and the reply of each request.
+    """
+
+    reply_to: Callable[[str], Reply]
+    duration: Callable[[], float] = lambda: 0.1
+    on_reply: Callable[[str, Reply], object] = lambda key, reply: None
+    requests: list[tuple[str, Reply]] = attrs.field(factory=list)
     loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop)
-    asked: list[tuple[str, Said]] = attrs.field(factory=list)
+    thread: int = attrs.field(factory=threading.get_ident)
     max_connections: int = 100
-    usable: bool = True
+    closed: bool = False
+    borrowed: None = None
     in_flight: int = 0
 
     async def exchange(
-        self, call: Request, secret: Secret, limit: float | None
+        self, request: Request, api_key: Secret, timeout: float | None
     ) -> Response | LoopsError:
-        assert call.key is not None
-        said = self.says(call.key)
-        self.asked.append((call.key, said))
-        await asyncio.sleep(self.takes())
-        self.answered(call.key, said)
-        if said == LOST:
+        assert request.key is not None
+        reply = self.reply_to(request.key)
+        self.requests.append((request.key, reply))
+        await asyncio.sleep(self.duration())
+        self.on_reply(request.key, reply)
+        if reply == LOST:
             return ConnectionLostError("reset", retryable=True, maybe_accepted=True)
-        if said == REFUSED:
+        if reply == REFUSED:
             return ConnectFailedError("refused", retryable=True)
-        assert isinstance(said, int)
-        body = b'{"success":true}' if said == 200 else b'{"message":"no"}'
-        return Response(said, {}, body, False, None)
+        assert isinstance(reply, int)
+        body = b'{"success":true}' if reply == 200 else b'{"message":"no"}'
+        return Response(reply, {}, body)
 
     async def close(self, grace: float) -> None:
-        self.usable = False
+        self.closed = True
 
 
-def client_of(loops: Loops) -> AsyncLoopsClient:
-    client = AsyncLoopsClient(
-        "key", rate_limit=math.inf, retry=RetryPolicy(base=1.0, cap=20.0)
-    )
-    client._latest = client._deliveries[loops.loop] = Delivery(
-        loops,  # type: ignore[arg-type]  # looks like a transport
-        api_key=client._api_key,
-        limiter=None,
-        policy=client._retry,
+def sender_to(loops: FakeLoops) -> Sender:
+    async def connect() -> FakeLoops:
+        return loops
+
+    return Sender(
+        hide_api_key("key"),
+        base_url=None,
+        timeout=30.0,
+        deadline=None,
+        allowed_recipients=None,
+        dry_run=False,
+        rate_limit=math.inf,
+        retry=RetryPolicy(base=1.0, cap=20.0),
         on_attempt=None,
+        connect=lambda base_url, timeout: connect,
     )
-    return client
 
 
 @attrs.define(eq=False)
 class Process:
-    """What a process has in memory: a drain, its client, and what it was told."""
+    """The memory of a process: a journal, its sender, and the rows that ended.
+
+    Attributes:
+        ends: The key and the final state of each row that ended durably.
+    """
 
     journal: InMemory
     clocks: Clocks
-    says: Callable[[str], Said]
-    keep: bool = True
-    takes: Callable[[], float] = lambda: 0.1
-    ends: list[tuple[str, str]] = attrs.field(factory=list)
+    reply_to: Callable[[str], Reply]
+    retain: bool = True
+    duration: Callable[[], float] = lambda: 0.1
     on_end: Callable[[Row, str], object] = lambda row, state: None
-    answered: Callable[[str, Said], object] = lambda key, said: None
-    loops: Loops = attrs.field(init=False)
-    drain: JournalSender = attrs.field(init=False)
+    on_reply: Callable[[str, Reply], object] = lambda key, reply: None
+    ends: list[tuple[str, str]] = attrs.field(factory=list)
+    loops: FakeLoops = attrs.field(init=False)
+    sender: JournalSender = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.loops = Loops(self.says, self.takes, self.answered)
-        self.drain = JournalSender(
+        self.loops = FakeLoops(self.reply_to, self.duration, self.on_reply)
+        self.sender = JournalSender(
             self.journal,
-            client_of(self.loops),
+            sender_to(self.loops),
             look_ahead=10_000,
-            keep=self.keep,
-            on_end=self._ended,
-            clock=self.clocks.now,
-            steady=self.clocks.steadily,
+            retain=self.retain,
+            on_end=self._note_end,
+            clock=self.clocks.read_wall,
+            steady=self.clocks.read_steady,
         )
 
-    def _ended(self, row: Row, state: str) -> None:
+    def _note_end(self, row: Row, state: str) -> None:
         self.ends.append((row.idempotency_key, state))
         self.on_end(row, state)
 
     @property
-    def asked(self) -> list[tuple[str, Said]]:
-        return self.loops.asked
+    def requests(self) -> list[tuple[str, Reply]]:
+        return self.loops.requests
 
 
-def script(*said: Said) -> Callable[[str], Said]:
-    """Say these, then 200."""
-    left = list(said)
+def script(*replies: Reply) -> Callable[[str], Reply]:
+    """Give these replies, then 200."""
+    left = list(replies)
     return lambda key: left.pop(0) if left else 200
 
 
-# What no life of a journal may show, whatever the dice say.
+# Random lives of a journal, whose rules must always hold.
 
 
 @attrs.frozen
 class Attempted:
-    """The first attempt of an event of which nobody knows."""
+    """The clocks and the process of an attempt."""
 
     wall: float
     steady: float
@@ -248,15 +279,16 @@ class Attempted:
 
 @attrs.define(eq=False)
 class Life:
-    """Several processes in a row on one journal, with dice and books.
+    """Several processes, one after another, on one journal.
 
     Attributes:
-        unsure: By key, since when nobody knows whether it was accepted.
-        latest: By key, its latest attempt.
-        ended: By key, how.
-        taken: By key, true times at which Loops accepted it.
-        odd: Keys of which a stamp may be left though its attempt was refused.
-        set_back: Whether the wall clock ever was.
+        unsure: By key, the first attempt whose outcome is not known.
+        latest: By key, the latest attempt.
+        ended: By key, the final state.
+        accepted: By key, the true times at which Loops accepted the event.
+        odd: Keys whose mark may be left although its attempt was refused.
+        set_back: Whether the wall clock was set back.
+        accept_all: Whether Loops accepts every event.
     """
 
     dice: random.Random
@@ -264,11 +296,11 @@ class Life:
     clocks: Clocks = attrs.field(factory=Clocks)
     process: int = 0
     journal: InMemory = attrs.field(init=False)
-    kind: bool = False  # Loops takes everything
+    accept_all: bool = False
     unsure: dict[str, Attempted] = attrs.field(factory=dict)
     latest: dict[str, Attempted] = attrs.field(factory=dict)
     ended: dict[str, str] = attrs.field(factory=dict)
-    taken: dict[str, list[float]] = attrs.field(factory=dict)
+    accepted: dict[str, list[float]] = attrs.field(factory=dict)
     odd: set[str] = attrs.field(factory=set)
     set_back: bool = False
     sent: int = 0
@@ -276,88 +308,88 @@ class Life:
 
     def live(self) -> None:
         for _ in range(self.dice.randrange(4)):
-            virtual.run(self._until_killed())
-            self._jump(between=True)
-        self.kind = True
-        virtual.run(self._to_the_end())
+            virtual.run(self._run_until_killed())
+            self._move_clocks(between=True)
+        self.accept_all = True
+        virtual.run(self._run_to_the_end())
 
-    def _begin(self) -> Process:
+    def _start_process(self) -> Process:
         self.process += 1
         self.journal = InMemory(self.db)
         return Process(
             self.journal,
             self.clocks,
-            self._says,
-            takes=lambda: self.dice.uniform(0.01, 20),
+            self._reply_to,
+            duration=lambda: self.dice.uniform(0.01, 20),
             on_end=self._note_end,
-            answered=self._answered,
+            on_reply=self._note_reply,
         )
 
-    async def _until_killed(self) -> None:
-        process = self._begin()
+    async def _run_until_killed(self) -> None:
+        process = self._start_process()
 
         async def run() -> None:
             while True:
-                await process.drain.run()
+                await process.sender.run()
                 await asyncio.sleep(self.dice.uniform(1, 60))
 
         running = asyncio.create_task(run())
         await asyncio.sleep(self.dice.expovariate(1 / 90))
-        self.journal.cut_off = True
+        self.journal.killed = True
         self.kills += 1
         running.cancel()
         await asyncio.wait([running])
-        process.loops.usable = False
-        self.clocks.pass_by(asyncio.get_running_loop().time())
+        self.clocks.advance(asyncio.get_running_loop().time())
 
-    async def _to_the_end(self) -> None:
-        process = self._begin()
-        assert await process.drain.run(until_empty=True) is None
-        process.loops.usable = False
+    async def _run_to_the_end(self) -> None:
+        process = self._start_process()
+        assert await process.sender.run(until_empty=True) is None
 
-    def _jump(self, *, between: bool = False) -> None:
-        """Let time pass, or somebody set the wall clock, or both."""
+    def _move_clocks(self, *, between: bool = False) -> None:
+        """Let time pass, set the wall clock, restart the machine, or none of it."""
         if self.dice.random() < (0.7 if between else 0.2):
-            self.clocks.pass_by(self.dice.expovariate(1 / (9 * HOUR)))
+            self.clocks.advance(self.dice.expovariate(1 / (9 * HOUR)))
         if self.dice.random() < (0.3 if between else 0.1):
-            by = self.dice.gauss(0, 9 * HOUR)
-            self.clocks.wall += by
-            self.set_back = self.set_back or by < 0
-        if between and self.dice.random() < 0.5:  # the machine was started anew
+            change = self.dice.gauss(0, 9 * HOUR)
+            self.clocks.wall += change
+            self.set_back = self.set_back or change < 0
+        if between and self.dice.random() < 0.5:
             self.clocks.steady = self.dice.uniform(0, 1000)
 
-    def _says(self, key: str) -> Said:
-        """Check that the event may be sent now, and throw dice for the answer."""
+    def _reply_to(self, key: str) -> Reply:
+        """Check that the event may be sent now, and choose a reply at random."""
         assert key not in self.ended
         assert key not in self.unsure or not self._is_too_old(self.unsure[key])
         self.sent += 1
-        now = Attempted(self.clocks.now(), self.clocks.steadily(), self.process)
+        clocks = self.clocks
+        now = Attempted(clocks.read_wall(), clocks.read_steady(), self.process)
         self.latest[key] = now
         self.unsure.setdefault(key, now)
-        said: Said = 200
-        if not self.kind:
-            said = self.dice.choice([200, 400, 401, 429, 429, REFUSED, 500, LOST, LOST])
-        if said == 200 or (said in (500, LOST) and self.dice.random() < 0.5):
-            taken = self.taken.setdefault(key, [])
-            if taken and self.clocks.truly() - taken[-1] < 24 * HOUR:
-                said = 409 if said == 200 else said
+        reply: Reply = 200
+        if not self.accept_all:
+            replies = [200, 400, 401, 429, 429, REFUSED, 500, LOST, LOST]
+            reply = self.dice.choice(replies)
+        if reply == 200 or (reply in (500, LOST) and self.dice.random() < 0.5):
+            times = self.accepted.setdefault(key, [])
+            if times and clocks.read_true() - times[-1] < 24 * HOUR:
+                reply = 409 if reply == 200 else reply
             else:
-                taken.append(self.clocks.truly())
-        self._jump()
-        return said
+                times.append(clocks.read_true())
+        self._move_clocks()
+        return reply
 
-    def _answered(self, key: str, said: Said) -> None:
-        if self.journal.cut_off or said not in (401, 429, REFUSED):
+    def _note_reply(self, key: str, reply: Reply) -> None:
+        if self.journal.killed or reply not in (401, 429, REFUSED):
             return
         if self.unsure[key] is self.latest[key]:
             del self.unsure[key]
-            if said == 401:  # written down a moment later
+            if reply == 401:  # recorded a moment later
                 self.odd.add(key)
 
     def _is_too_old(self, unsure: Attempted) -> bool:
-        age = self.clocks.now() - unsure.wall
+        age = self.clocks.read_wall() - unsure.wall
         if unsure.process == self.process:
-            age = max(age, self.clocks.steadily() - unsure.steady)
+            age = max(age, self.clocks.read_steady() - unsure.steady)
         return not 0 <= age <= KNOWN_FOR
 
     def _note_end(self, row: Row, state: str) -> None:
@@ -365,18 +397,20 @@ class Life:
         assert key not in self.ended
         self.ended[key] = state
         if state in ("accepted", "duplicate"):
-            assert self.taken[key]
+            assert self.accepted[key]
         if state == "unknown" and key not in self.odd:
-            assert key in self.unsure  # and so nobody knows
+            assert key in self.unsure
         if state == "rejected":
-            assert not self.taken.get(key)
+            assert not self.accepted.get(key)
 
 
 @pytest.mark.parametrize(
     "lives", [200, pytest.param(1000, marks=pytest.mark.soak, id="soak")]
 )
-def test_nothing_of_which_nobody_knows_is_sent_after_23_hours(lives: int) -> None:
-    """Crashes, lost answers, and clocks that jump to and fro."""
+def test_an_event_whose_outcome_was_unknown_for_23_hours_is_not_sent_again(
+    lives: int,
+) -> None:
+    """In spite of kills, lost responses, and clocks that are set."""
     sent = kills = 0
     ended: list[str] = []
     for seed in range(lives):
@@ -385,11 +419,11 @@ def test_nothing_of_which_nobody_knows_is_sent_after_23_hours(lives: int) -> Non
             life.live()
         assert len(life.ended) == 4, seed
         if not life.set_back:
-            assert all(len(taken) == 1 for taken in life.taken.values()), seed
+            assert all(len(times) == 1 for times in life.accepted.values()), seed
         sent += life.sent
         kills += life.kills
         ended += life.ended.values()
-    # The dice did throw something of everything.
+    # Every case occurred.
     assert kills > lives
     assert sent > 6 * lives
     for state in ("accepted", "duplicate", "rejected", "unknown"):
@@ -401,311 +435,305 @@ def test_nothing_of_which_nobody_knows_is_sent_after_23_hours(lives: int) -> Non
 
 def live(
     db: sqlite3.Connection,
-    says: Callable[[str], Said],
+    reply_to: Callable[[str], Reply],
     clocks: Clocks | None = None,
     **settings: Any,
 ) -> Process:
-    """Run a process until nothing is pending; return what it saw."""
+    """Run a process until no row is pending, and return it."""
 
     async def main() -> Process:
-        process = Process(InMemory(db), clocks or Clocks(), says, **settings)
-        assert await process.drain.run(until_empty=True) is None
-        process.loops.usable = False
+        process = Process(InMemory(db), clocks or Clocks(), reply_to, **settings)
+        assert await process.sender.run(until_empty=True) is None
         return process
 
     return virtual.run(main())
 
 
-def stamped(db: sqlite3.Connection, at: float, attempts: int = 1) -> None:
+def mark(db: sqlite3.Connection, at: float, attempts: int = 1) -> None:
+    """Mark the rows as in flight, as a process that was killed did."""
     db.execute("UPDATE events SET ambiguous_since = ?, attempts = ?", (at, attempts))
 
 
-def test_a_row_is_stamped_before_its_first_attempt_leaves() -> None:
+def test_a_row_is_marked_before_its_first_request_is_sent() -> None:
     with database(1) as db:
-        seen = []
+        marks = []
 
-        def says(key: str) -> Said:
-            seen.append(InMemory(db).look("ambiguous_since"))
+        def reply_to(key: str) -> Reply:
+            marks.append(InMemory(db).column("ambiguous_since"))
             return 200
 
-        live(db, says)
-        assert seen == [[1.7e9]]
+        live(db, reply_to)
+        assert marks == [[1.7e9]]
 
 
-def test_the_stamp_of_the_first_lost_answer_stays_whatever_comes_after() -> None:
+def test_the_mark_of_the_first_lost_response_stays_through_later_attempts() -> None:
     with database(1) as db:
-        seen = []
-        said = script(LOST, 429, 500, REFUSED)
+        marks = []
+        replies = script(LOST, 429, 500, REFUSED)
 
-        def says(key: str) -> Said:
-            seen.extend(InMemory(db).look("ambiguous_since"))
-            return said(key)
+        def reply_to(key: str) -> Reply:
+            marks.extend(InMemory(db).column("ambiguous_since"))
+            return replies(key)
 
-        process = live(db, says)
-        assert seen == [1.7e9] * 5
+        process = live(db, reply_to)
+        assert marks == [1.7e9] * 5
         assert process.ends == [("k0", "accepted")]
-        assert InMemory(db).look("attempts") == [5]
+        assert InMemory(db).column("attempts") == [5]
 
 
 @pytest.mark.parametrize("definite", [429, REFUSED])
-def test_a_definite_refusal_takes_back_the_stamp_that_was_made_for_it(
-    definite: Said,
+def test_a_definite_refusal_removes_the_mark_that_was_made_for_its_attempt(
+    definite: Reply,
 ) -> None:
     with database(1) as db:
-        seen = []
-        said = script(definite, definite, LOST, definite)
+        marks = []
+        replies = script(definite, definite, LOST, definite)
 
-        def says(key: str) -> Said:
-            seen.extend(InMemory(db).look("ambiguous_since"))
-            return said(key)
+        def reply_to(key: str) -> Reply:
+            marks.extend(InMemory(db).column("ambiguous_since"))
+            return replies(key)
 
-        live(db, says)
-        first, second, third, *later = seen
+        live(db, reply_to)
+        first, second, third, *later = marks
         assert first < second < third
         assert later == [third, third]
 
 
-def test_what_was_refused_before_a_lost_answer_is_rejected_all_the_same() -> None:
-    """A 400 is definite, but it says nothing of the attempt before it."""
+def test_a_400_rejects_an_event_only_if_no_earlier_response_was_lost() -> None:
     with database(2) as db:
         live(db, lambda key: script(400)(key) if key == "k0" else 200)
-        assert InMemory(db).look("state") == ["rejected", "accepted"]
+        assert InMemory(db).column("state") == ["rejected", "accepted"]
     with database(1) as db:
         live(db, script(LOST, 400))
-        assert InMemory(db).look("state") == ["unknown"]
-        assert InMemory(db).look("attempts") == [2]
+        assert InMemory(db).column("state") == ["unknown"]
+        assert InMemory(db).column("attempts") == [2]
 
 
 @pytest.mark.parametrize(
     ("age", "state"),
     [
-        pytest.param(0.0, "accepted", id="just now"),
+        pytest.param(0.0, "accepted", id="now"),
         pytest.param(KNOWN_FOR - 1, "accepted", id="almost 23 h"),
         pytest.param(KNOWN_FOR + 1, "unknown", id="more than 23 h"),
         pytest.param(-1.0, "unknown", id="in the future"),
     ],
 )
-def test_a_stamp_of_an_earlier_process_counts_by_the_wall_clock(
+def test_the_age_of_an_earlier_processs_mark_is_measured_by_the_wall_clock(
     age: float, state: str
 ) -> None:
     with database(1) as db:
-        stamped(db, 1.7e9 - age)
+        mark(db, 1.7e9 - age)
         process = live(db, script())
         assert process.ends == [("k0", state)]
-        assert len(process.asked) == (state == "accepted")
-        assert InMemory(db).look("attempts") == [1 + (state == "accepted")]
+        assert len(process.requests) == (state == "accepted")
+        assert InMemory(db).column("attempts") == [1 + (state == "accepted")]
 
 
-def test_in_one_process_the_clock_that_cannot_be_set_back_counts_too() -> None:
+def test_a_process_also_measures_the_age_of_its_own_marks_by_the_monotonic_clock() -> (
+    None
+):
     with database(1) as db:
         clocks = Clocks()
 
-        def says(key: str) -> Said:
-            clocks.steady += 24 * HOUR  # and the wall clock was set back as far
+        def reply_to(key: str) -> Reply:
+            clocks.steady += 24 * HOUR  # the wall clock is set back as far
             return LOST
 
-        process = live(db, says, clocks)
+        process = live(db, reply_to, clocks)
         assert process.ends == [("k0", "unknown")]
-        (error,) = InMemory(db).look("error")
+        (error,) = InMemory(db).column("error")
         assert "24.0 h old" in error
-        assert InMemory(db).look("attempts") == [1]  # that was not one
+        assert InMemory(db).column("attempts") == [1]  # no second request
 
 
-def test_a_wall_clock_set_back_a_little_is_no_reason_to_give_up() -> None:
+def test_a_wall_clock_that_is_set_back_does_not_end_an_event_of_the_process() -> None:
     with database(1) as db:
         clocks = Clocks()
-        said = script(LOST)
+        replies = script(LOST)
 
-        def says(key: str) -> Said:
+        def reply_to(key: str) -> Reply:
             clocks.wall -= HOUR
-            return said(key)
+            return replies(key)
 
-        assert live(db, says, clocks).ends == [("k0", "accepted")]
+        assert live(db, reply_to, clocks).ends == [("k0", "accepted")]
 
 
-def test_a_pause_of_the_sending_does_not_make_the_process_forget() -> None:
-    """A refused key for a day, and the wall clock set back meanwhile."""
+def test_a_process_remembers_the_monotonic_time_of_its_marks_between_runs() -> None:
+    """A refused API key pauses sending for a day; the wall clock is set back."""
     with database(1) as db:
         clocks = Clocks()
 
         async def main() -> Process:
             process = Process(InMemory(db), clocks, script(LOST, 401))
-            stopped_by = await process.drain.run()
+            stopped_by = await process.sender.run()
             assert stopped_by is not None
             assert "401" in str(stopped_by)
-            assert process.journal.look("attempts") == [2]
-            clocks.pass_by(24 * HOUR)
+            assert process.journal.column("attempts") == [2]
+            clocks.advance(24 * HOUR)
             clocks.wall -= 20 * HOUR
-            assert await process.drain.run(until_empty=True) is None
-            process.loops.usable = False
+            assert await process.sender.run(until_empty=True) is None
             return process
 
         process = virtual.run(main())
         assert process.ends == [("k0", "unknown")]
-        assert len(process.asked) == 2
+        assert len(process.requests) == 2
 
 
-def test_what_waits_in_memory_ages_by_the_clock_that_cannot_be_set_back() -> None:
-    """A stamp of an earlier process, too, as soon as this one has read it."""
+def test_a_mark_ages_by_the_monotonic_clock_from_the_time_at_which_it_was_read() -> (
+    None
+):
     with database(2, contacts=1) as db:
-        stamped(db, 1.7e9 - HOUR)
+        mark(db, 1.7e9 - HOUR)
         clocks = Clocks()
 
-        def says(key: str) -> Said:
+        def reply_to(key: str) -> Reply:
             assert key == "k0"
-            clocks.pass_by(24 * HOUR)  # for which its contact's next has to wait
+            clocks.advance(24 * HOUR)  # the contact's next event has to wait
             clocks.wall -= 23.5 * HOUR
             return 200
 
-        process = live(db, says, clocks)
+        process = live(db, reply_to, clocks)
         assert process.ends == [("k0", "accepted"), ("k1", "unknown")]
 
 
-def test_a_409_after_an_attempt_of_another_process_is_no_ones_business() -> None:
-    """It confirms what may have been sent, and nothing that was only refused."""
+def test_a_409_confirms_an_attempt_whose_outcome_was_lost_and_no_other() -> None:
     with database(1) as db:
-        stamped(db, 1.7e9 - HOUR)
+        mark(db, 1.7e9 - HOUR)
         assert live(db, script(409)).ends == [("k0", "duplicate")]
     with database(1) as db:
         db.execute("UPDATE events SET attempts = 3")
         assert live(db, script(409)).ends == [("k0", "unknown")]
 
 
-def test_a_refused_key_stops_the_run_and_ends_nothing() -> None:
+def test_a_refused_api_key_stops_the_run_and_all_rows_stay_pending() -> None:
     with database(300) as db:
 
         async def main() -> Process:
             process = Process(InMemory(db), Clocks(), lambda key: 401)
-            process.drain.stop()  # nothing to be stopped yet
-            stopped_by = await process.drain.run()
+            process.sender.stop()  # has no effect before the run
+            stopped_by = await process.sender.run()
             assert type(stopped_by).__name__ == "AuthenticationError"
-            assert process.drain.retrying == 0  # nothing is in memory
-            process.loops.usable = False
+            assert process.sender.retrying == 0  # no row is in memory
             return process
 
         process = virtual.run(main())
-        assert set(process.journal.look("state")) == {"pending"}
-        assert sum(process.journal.look("attempts")) == len(process.asked)
-        assert process.journal.look("ambiguous_since") == [None] * 300
-        assert "401" in next(filter(None, process.journal.look("error")))
+        assert set(process.journal.column("state")) == {"pending"}
+        assert sum(process.journal.column("attempts")) == len(process.requests)
+        assert process.journal.column("ambiguous_since") == [None] * 300
+        assert "401" in next(filter(None, process.journal.column("error")))
 
 
-def test_a_run_can_be_stopped_and_goes_on_where_it_was() -> None:
+def test_a_run_that_was_stopped_can_be_continued() -> None:
     with database(500) as db:
 
         async def main() -> Process:
-            process = Process(InMemory(db), Clocks(), script(), keep=False)
+            process = Process(InMemory(db), Clocks(), script(), retain=False)
             process.on_end = lambda row, state: (
-                process.drain.stop() if len(process.ends) == 100 else None
+                process.sender.stop() if len(process.ends) == 100 else None
             )
-            assert isinstance(await process.drain.run(), ClientClosedError)
+            assert isinstance(await process.sender.run(), ClientClosedError)
             await virtual.settle()
-            assert 100 <= len(process.asked) < 400
-            assert len(process.ends) == len(process.asked)
-            assert await process.drain.run(until_empty=True) is None
-            process.loops.usable = False
+            assert 100 <= len(process.requests) < 400
+            assert len(process.ends) == len(process.requests)
+            assert await process.sender.run(until_empty=True) is None
             return process
 
         process = virtual.run(main())
-        assert len(process.asked) == 500
-        assert process.journal.look("id") == []
+        assert len(process.requests) == 500
+        assert process.journal.column("id") == []
 
 
-def test_it_waits_for_news_and_tells_what_is_retried() -> None:
+def test_a_run_waits_for_new_rows_and_counts_the_rows_that_are_retried() -> None:
     with database(0) as db:
 
         async def main() -> Process:
             process = Process(InMemory(db), Clocks(), script(500, LOST))
-            running = asyncio.create_task(process.drain.run())
+            running = asyncio.create_task(process.sender.run())
             await virtual.settle()
-            assert process.asked == []
+            assert process.requests == []
             insert(db, 2)
-            process.drain.wake()
+            process.sender.wake()
             await asyncio.sleep(0.15)
-            assert process.drain.retrying == 2
+            assert process.sender.retrying == 2
             await asyncio.sleep(100)
-            assert process.drain.retrying == 0
+            assert process.sender.retrying == 0
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
-            process.loops.usable = False
             return process
 
         assert len(virtual.run(main()).ends) == 2
 
 
-def test_a_full_disk_stops_the_run_before_anything_leaves() -> None:
+def test_a_full_disk_stops_the_run_before_a_request_is_sent() -> None:
     with database(3) as db:
 
         async def main() -> Process:
             process = Process(InMemory(db), Clocks(), script())
             process.journal.full = True
-            stopped_by = await process.drain.run()
+            stopped_by = await process.sender.run()
             assert isinstance(stopped_by, JournalError)
-            assert process.asked == []
+            assert process.requests == []
             process.journal.make_room()
-            assert await process.drain.run(until_empty=True) is None
-            process.loops.usable = False
+            assert await process.sender.run(until_empty=True) is None
             return process
 
         assert len(virtual.run(main()).ends) == 3
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_what_has_ended_is_not_sent_again_while_that_is_not_on_the_disk(
-    keep: bool,
+@pytest.mark.parametrize("retain", [True, False])
+def test_a_row_that_ended_is_not_sent_again_before_its_end_is_durable(
+    retain: bool,
 ) -> None:
     with database(4, contacts=2) as db:
 
         async def main() -> Process:
-            process = Process(InMemory(db), Clocks(), script(), keep=keep)
+            process = Process(InMemory(db), Clocks(), script(), retain=retain)
 
-            def says(key: str) -> Said:
+            def fill_disk(key: str) -> Reply:
                 process.journal.full = True
                 return 200
 
-            process.loops.says = says
-            assert isinstance(await process.drain.run(), JournalError)
-            sent = list(process.asked)
+            process.loops.reply_to = fill_disk
+            assert isinstance(await process.sender.run(), JournalError)
+            sent = list(process.requests)
             assert len(sent) in (1, 2)
             assert process.ends == []
             for _ in range(3):
-                assert isinstance(await process.drain.run(), JournalError)
-            assert process.asked == sent
-            process.loops.says = script()
+                assert isinstance(await process.sender.run(), JournalError)
+            assert process.requests == sent
+            process.loops.reply_to = script()
             process.journal.make_room()
             assert len(process.ends) == 0
             await virtual.settle()
             assert len(process.ends) == len(sent)
-            assert await process.drain.run(until_empty=True) is None
-            process.loops.usable = False
+            assert await process.sender.run(until_empty=True) is None
             return process
 
         process = virtual.run(main())
-        assert sorted(key for key, _ in process.asked) == ["k0", "k1", "k2", "k3"]
+        assert sorted(key for key, _ in process.requests) == ["k0", "k1", "k2", "k3"]
         assert sorted(key for key, _ in process.ends) == ["k0", "k1", "k2", "k3"]
 
 
-def test_an_end_that_was_never_written_is_told_to_nobody() -> None:
+def test_an_end_that_is_never_durable_is_not_reported() -> None:
     with database(1) as db:
 
         async def main() -> Process:
             process = Process(InMemory(db), Clocks(), script())
-            running = asyncio.create_task(process.drain.run())
+            running = asyncio.create_task(process.sender.run())
             await virtual.settle()
             process.journal.full = True
             await asyncio.sleep(1)
-            process.journal.give_up()
+            process.journal.fail_jobs()
             await virtual.settle()
             running.cancel()
             await asyncio.wait([running])
-            process.loops.usable = False
             return process
 
         process = virtual.run(main())
         assert process.ends == []
-        assert process.asked == [("k0", 200)]
-        assert process.journal.look("state") == ["pending"]
+        assert process.requests == [("k0", 200)]
+        assert process.journal.column("state") == ["pending"]
 
 
 def test_a_journal_that_cannot_be_read_stops_the_run() -> None:
@@ -713,10 +741,8 @@ def test_a_journal_that_cannot_be_read_stops_the_run() -> None:
 
         async def main() -> LoopsError | None:
             process = Process(InMemory(db), Clocks(), script())
-            db.execute("ALTER TABLE events RENAME TO gone")
-            stopped_by = await process.drain.run()
-            process.loops.usable = False
-            return stopped_by
+            db.execute("ALTER TABLE events RENAME TO missing")
+            return await process.sender.run()
 
         stopped_by = virtual.run(main())
         assert isinstance(stopped_by, JournalError)
