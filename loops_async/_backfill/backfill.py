@@ -1,24 +1,16 @@
-"""Backfill: files of events, sent once each however often it is interrupted.
+"""Backfill: files of events, each sent once however often the run is interrupted.
 
-The data's one way: input -> every row checked and entered into the journal ->
-a question -> the drain -> the journal's books -> report and rejects.
+Data flow: input -> validated rows -> journal -> confirmation -> JournalSender ->
+journal -> report and rejects file.
 """
 
 import asyncio
 import json
 import math
 import os
-import tempfile
 import time
 from collections import Counter
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Hashable,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping
 from inspect import isawaitable
 from itertools import chain, islice
 from pathlib import Path
@@ -26,94 +18,30 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict, Unpack
 
 import attrs
 
-from loops_async._journal.journal import (
-    ACCEPTED,
-    DUPLICATE,
-    PENDING,
-    REJECTED,
-    UNKNOWN,
-    Row,
-)
+from loops_async._journal.records import PENDING, REJECTED, UNKNOWN, Row
 from loops_async._journal.sender import JournalSender
 from loops_async.errors import ConfigurationError, LoopsError, NotTriedError
 
-from .input import InputOptions, Item, fingerprint, path_text, read
-from .journal import INVALID, BackfillJournal, Changes
-from .preview import Preview, Seen, refuse_to_repeat
+from .input import InputOptions, InputRow, fingerprint, path_text, read
+from .journal import INVALID, BackfillJournal
+from .preview import Changes, Preview, refuse_to_repeat
+from .rejects import RejectsFile
+from .report import BackfillReport, Progress, progress_fields
+from .summary import InputSummary
 
 if TYPE_CHECKING:
     from loops_async._client import AsyncLoopsClient
 
 FilePath: TypeAlias = str | os.PathLike[str]
-
-_BATCH: Final = 500  # rows between two turns of the event loop
-_LOOK_AHEAD: Final = 100_000  # rows in memory, while their contacts have to wait
-_UNREAD: Final = "it was told to stop before all rows were read"
-_USED: Final = 0.95  # of the rate limit, at usual round trips
-
-
-@attrs.frozen(kw_only=True)
-class Progress:
-    """How far a backfill is; each row is counted in exactly one part.
-
-    Attributes:
-        rows: In the input.
-        accepted: Loops has them.
-        duplicates: Loops has them, and said that it had their keys before.
-        invalid: Not sent, because of what they say.
-        rejected: Refused by Loops.
-        unknown: Nobody knows; sent again only with ``resend_unknown``.
-        pending: Not sent yet.
-    """
-
-    rows: int
-    accepted: int
-    duplicates: int
-    invalid: int
-    rejected: int
-    unknown: int
-    pending: int
-
-
-@attrs.frozen(kw_only=True)
-class BackfillReport(Progress):
-    """What became of the rows; run it again for those that are pending.
-
-    Attributes:
-        stopped_by: Why there are pending ones, if not because it was told to
-            stop.
-        journal: The file that knows all this.
-        rejects: The file of what was invalid or rejected, if anything was.
-        elapsed: Seconds.
-    """
-
-    stopped_by: LoopsError | None
-    journal: Path
-    rejects: Path | None
-    elapsed: float
-
-    def __str__(self) -> str:
-        parts = {
-            "accepted": self.accepted,
-            "accepted before": self.duplicates,
-            "invalid": self.invalid,
-            "rejected": self.rejected,
-            "unknown": self.unknown,
-            "pending": self.pending,
-        }
-        said = [f"{n:,} {name}" for name, n in parts.items() if n or name == "accepted"]
-        rows = "row" if self.rows == 1 else "rows"
-        text = f"{self.rows:,} {rows} in {self.elapsed:.1f} s: {', '.join(said)}"
-        if self.stopped_by is not None:
-            text += f"; stopped by: {self.stopped_by}"
-        return text
-
-
 Confirm: TypeAlias = Callable[[Preview], bool | Awaitable[bool]]
 
+_LOOK_AHEAD: Final = 100_000  # rows in memory that wait for others of their contact
+_USABLE_SHARE: Final = 0.95  # of the rate limit, with usual round trips
+_STOPPED_EARLY: Final = "the run was stopped before all rows were read"
 
-class Options(TypedDict, total=False):
-    """What `backfill` may be told; see `Backfill`."""
+
+class BackfillOptions(TypedDict, total=False):
+    """Options of `backfill`; see `Backfill`."""
 
     input_options: InputOptions
     journal: FilePath | None
@@ -128,55 +56,111 @@ class Options(TypedDict, total=False):
 async def backfill(
     paths: FilePath | Iterable[FilePath],
     client: "AsyncLoopsClient",
-    **options: Unpack[Options],
+    **options: Unpack[BackfillOptions],
 ) -> BackfillReport:
     """Send the events of CSV and JSON Lines files, each once.
 
-    Checks every row first, then sends the good ones in order, each contact's
-    one after the other, within the client's rate limit, and waits for it all.
-    Killed at any moment and run again it goes on where it was. Run again when
-    it is done it sends nothing.
+    The run first validates every row. It then sends the valid rows within the client's
+    rate limit, each contact's in the order of the input, and waits for all of them. If
+    a run is killed, the next run continues where it stopped. Once all rows are sent,
+    another run sends nothing.
+
+    ```python
+    from loops_async import InputOptions, backfill
+
+    options = InputOptions(
+        event_name="signup",
+        mapping={"email": "E-Mail"},
+        types={"amount": "number"},
+        ignore=["Notes"],
+    )
+    report = await backfill("signups.csv", loops, input_options=options)
+    print(report)  # 1 row in 0.2 s: 1 accepted
+    ```
+
+    The snippet reads this file:
+
+    ```csv
+    E-Mail,event_properties.plan,event_properties.amount,contact_properties.firstName,Notes
+    ada@example.com,Pro,42,Ada,called on Monday
+    ```
+
+    Columns of a CSV file, and keys of a JSON Lines record, have the names ``email``,
+    ``user_id``, ``event_name``, ``idempotency_key``, ``event_properties.NAME``,
+    ``contact_properties.NAME`` and ``mailing_lists.ID``, or the same in camelCase.
+    ``InputOptions.mapping`` names other headings, and ``ignore`` leaves headings out. A
+    CSV cell is a string unless ``types`` gives it a type, because a zip code is not a
+    number. A file may end in ``.gz``.
+
+    Invalid and rejected rows are in the rejects file with line, error and record.
+    Correct them there and send that file, or correct the input and run it again, but
+    not both: the two would be different events.
+
+    Old events start workflows in Loops like new ones. The command
+    ``loops-async backfill`` therefore asks for confirmation; the function asks only
+    if you pass ``confirm=``. Exit codes of the command: 0 all accepted, 1 some invalid
+    or rejected, 3 a wrong setting or API key, 4 some unknown or pending, 130
+    interrupted.
 
     Args:
-        paths: One file, or several that are one run.
-        client: What to send with. Give it a rate limit below the team's
-            (``rate_limit=8``), or live traffic meets 429s meanwhile.
-        **options: As in `Backfill`.
+        paths: One file, or several files that form one run.
+        client: The client to send with. Its rate limit should be below the team's
+            (``rate_limit=8``), or live traffic receives 429s during the run.
+        **options: The options, by keyword:
+
+            - ``input_options``: How to read the files, as InputOptions.
+            - ``journal``: Path of the journal, from which a later run continues; by
+              default the path of the first file with ``.journal.db`` appended.
+            - ``rejects``: Path of the file for invalid and rejected rows; by default
+              the path of the first file with ``.rejects.jsonl`` appended.
+            - ``confirm``: Function that gets a Preview before rows are sent that it
+              has not confirmed; if it returns False, nothing is sent.
+            - ``on_progress``: Function that gets a Progress before the first event
+              is sent and after each event.
+            - ``on_read``: Function that gets the number of rows read so far.
+            - ``max_errors``: Number of invalid or rejected rows above which the run
+              stops; None means no limit.
+            - ``resend_unknown``: Whether to send rows with an unknown outcome again;
+              after 24 hours Loops may accept them twice.
 
     Returns:
-        The books of the run.
+        The number of rows in each state.
 
     Raises:
-        ConfigurationError: if a file or an option cannot be used, or rows
-            that were sent have changed and there is nobody to `confirm` that
-            they are sent again.
-        JournalError: if the journal cannot.
+        ConfigurationError: If a file or an option cannot be used, or if rows
+            that were sent may have changed and no `confirm` is given.
+        JournalError: If the journal cannot be read or written.
     """
     return await Backfill(paths, client, **options).run()
 
 
 class Backfill:
-    """One run of `backfill`, which can be told to stop.
+    """One run of `backfill`, with a method that stops it.
 
     Args:
-        paths: One file, or several that are one run.
-        client: What to send with.
-        input_options: How the files are to be read.
-        journal: The file that makes it safe to run it again; None is beside
-            the first input, with ``.journal.db`` added to its name.
-        rejects: Where to write what was not accepted, as JSON Lines that can
-            be mended and sent as a run of their own; None is beside the first
-            input, with ``.rejects.jsonl`` added.
-        confirm: Asked, with what would be sent, before anything new is; None
-            sends. Old events start workflows like new ones.
-        on_progress: Called after each event.
-        on_read: Called with how many rows are checked, now and then.
-        max_errors: Stop when more rows are invalid or rejected; None never.
-        resend_unknown: Send again, under their keys, those of which nobody
-            knows; if Loops took them more than a day ago it takes them twice.
+        paths: One file, or several files that form one run.
+        client: The client to send with.
+        input_options: The options for reading the files.
+        journal: The path of the journal, by which a later run continues this one; None
+            for the path of the first file with ``.journal.db`` appended.
+        rejects: The path of the JSON Lines file for the invalid and rejected rows,
+            which can be corrected and sent as a run of its own; None for the path of
+            the first file with ``.rejects.jsonl`` appended.
+        confirm: A callable, plain or async, that gets a preview before unconfirmed rows
+            are sent; if it returns False, nothing is sent. None sends without
+            confirmation. Events start workflows in Loops, however old they are.
+        on_progress: A callable that gets the progress before the first event is sent
+            and after each event.
+        on_read: A callable that gets the number of rows read so far, after each batch.
+        max_errors: The number of invalid or rejected rows above which the run stops;
+            None for no limit.
+        resend_unknown: Whether to send the unknown rows again, with their
+            keys. If Loops accepted them more than a day ago, it accepts them
+            twice.
+        batch_size: The number of rows to validate before other tasks can run.
 
     Raises:
-        ConfigurationError: if two of the files are one.
+        ConfigurationError: If a file is used more than once, or none is given.
     """
 
     def __init__(
@@ -192,282 +176,278 @@ class Backfill:
         on_read: Callable[[int], object] | None = None,
         max_errors: int | None = None,
         resend_unknown: bool = False,
+        batch_size: int = 500,
     ) -> None:
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
         self.paths = [Path(path) for path in paths]
         if not self.paths:
-            raise ConfigurationError("a backfill needs a file")
+            raise ConfigurationError("a backfill needs at least one file")
         first = self.paths[0]
         self.journal = Path(journal or f"{first}.journal.db")
         self.rejects = Path(rejects or f"{first}.rejects.jsonl")
-        times = Counter(map(_identity, (*self.paths, self.journal, self.rejects)))
-        for path in (*self.paths, self.journal):
-            if times[_identity(path)] > 1:
-                msg = f"{path_text(path)} is given twice, or is two things"
-                raise ConfigurationError(msg)
-        self._client = client
+        self._check_distinct()
+        self._sender = client.sender
         self._input_options = input_options
         self.confirm = confirm
         self.on_progress = on_progress
         self.on_read = on_read
-        self._most_errors = math.inf if max_errors is None else max_errors
+        self._max_errors = math.inf if max_errors is None else max_errors
         self._resend_unknown = resend_unknown
-        self._drain: JournalSender | None = None
+        self._batch_size = batch_size
+        self._journal_sender: JournalSender | None = None
         self.stopping = False
-        self._entered = False  # all rows, into the journal
+        self._complete = False  # whether the journal has all rows of the input
         self._stopped_by: LoopsError | None = None
 
+    def _check_distinct(self) -> None:
+        counts = Counter(map(_identity, (*self.paths, self.journal, self.rejects)))
+        for path in (*self.paths, self.journal):
+            if counts[_identity(path)] > 1:
+                msg = (
+                    f"{path_text(path)} is used more than once among input, journal "
+                    "and rejects"
+                )
+                raise ConfigurationError(msg)
+
     def stop(self) -> None:
-        """Read and send nothing more; what is under way ends."""
+        """Read and send no more rows; requests in flight finish."""
         self.stopping = True
-        if self._drain is not None:
-            self._drain.stop()
+        if self._journal_sender is not None:
+            self._journal_sender.stop()
 
     async def check(self) -> Preview:
-        """Check the whole input; write and send nothing.
+        """Validate the whole input; write and send nothing.
 
-        What was sent before is only known if neither the input nor how it is
-        read has changed since.
+        The preview excludes rows that were already sent, but only if neither the input
+        nor its options have changed since.
         """
-        seen = Seen(self.paths)
-        for items in self._batches():
-            seen.sort(items, self._client.sender)
+        summary = InputSummary(self.paths, self._sender.prepare)
+        for rows in self._batches():
+            summary.validate(rows)
             await asyncio.sleep(0)
-        to_send = seen.rows - seen.invalid
+        to_send = summary.rows - summary.invalid
         if self.journal.exists():
             mark = await asyncio.to_thread(self._mark)
-            async with BackfillJournal(self.journal) as book:
-                facts = await book.facts()
-                tally = await book.tally(facts.get("passes", 0))
-            if facts.get("mark") == mark:
-                to_send = tally.get(PENDING, 0)
+            async with BackfillJournal(self.journal) as journal:
+                metadata = await journal.metadata()
+                counts = await journal.counts_of_pass(metadata.get("passes", 0))
+            if metadata.get("mark") == mark:
+                to_send = counts.get(PENDING, 0)
                 if self._resend_unknown:
-                    to_send += tally.get(UNKNOWN, 0)
-        return self._preview(seen.summary(), to_send, None)
+                    to_send += counts.get(UNKNOWN, 0)
+        return self._preview(summary.fields(), to_send, None)
 
     async def run(self) -> BackfillReport:
-        """Send what is not sent yet; see `backfill`."""
-        if self._client.sender.dry_run:
-            msg = "a dry_run client would let rows count as accepted that are not"
-            raise ConfigurationError(msg)
-        for path in self.paths:
-            if path.exists() and not path.is_file():
-                msg = f"{path_text(path)} is no file, so it cannot be reread"
-                raise ConfigurationError(msg)
-        if self.rejects.is_dir() or not os.access(self.rejects.parent, os.W_OK):
-            msg = (
-                f"{path_text(self.rejects)} cannot be written: it is a directory, "
-                "or is in none that is yours"
-            )
-            raise ConfigurationError(msg)
+        """Send the rows that are not sent yet; see `backfill`."""
+        self._check_runnable()
         began = time.monotonic()
         mark = await asyncio.to_thread(self._mark)
         is_new = not self.journal.exists()
-        book = BackfillJournal(self.journal)
-        await book.open()
+        journal = BackfillJournal(self.journal)
+        await journal.open()
         try:
-            number, tally = await self._enter(book, mark)
-            if tally is not None and not self.stopping:
-                await self._send(book, tally)
-            return await self._report(book, number, began)
+            number, counts = await self._enter(journal, mark)
+            if counts is not None and not self.stopping:
+                await self._send(journal, counts)
+            return await self._report(journal, number, began)
         finally:
-            await book.close()
-            if is_new and not self._entered:  # it knows nothing
+            await journal.close()
+            if is_new and not self._complete:  # the next run must read all of the input
                 self.journal.unlink()
 
+    def _check_runnable(self) -> None:
+        if self._sender.dry_run:
+            msg = (
+                "a client with dry_run=True cannot run a backfill: its rows would "
+                "count as accepted without being sent"
+            )
+            raise ConfigurationError(msg)
+        for path in self.paths:
+            if path.exists() and not path.is_file():
+                msg = (
+                    f"{path_text(path)} is not a regular file; a backfill reads its "
+                    "input twice"
+                )
+                raise ConfigurationError(msg)
+        if self.rejects.is_dir():
+            msg = f"{path_text(self.rejects)} cannot be written: it is a directory"
+            raise ConfigurationError(msg)
+        if not os.access(self.rejects.parent, os.W_OK):
+            msg = (
+                f"{path_text(self.rejects)} cannot be written: its directory does not "
+                "exist or is not writable"
+            )
+            raise ConfigurationError(msg)
+
     def _mark(self) -> object:
-        """Return what tells this input, read this way, from every other."""
+        """Return a value that identifies the input and its options."""
         prints = [fingerprint(path, lambda: self.stopping) for path in self.paths]
         mark = {"inputs": prints, "reading": attrs.asdict(self._input_options)}
-        return json.loads(json.dumps(mark))  # as the journal will say it
+        return json.loads(json.dumps(mark))  # as the journal returns it
 
-    def _batches(self) -> Iterator[list[Item]]:
-        items = chain.from_iterable(
+    def _batches(self) -> Iterator[list[InputRow]]:
+        rows = chain.from_iterable(
             read(path, self._input_options) for path in self.paths
         )
-        while batch := list(islice(items, _BATCH)):
+        while batch := list(islice(rows, self._batch_size)):
             yield batch
 
     async def _enter(
-        self, book: BackfillJournal, mark: object
+        self, journal: BackfillJournal, mark: object
     ) -> tuple[int, dict[str, int] | None]:
-        """See to it that all rows are in the journal, and may be sent.
+        """Store all rows in the journal, and get them confirmed.
 
         Returns:
-            The number of the pass that read them, and how many rows it has by
-            state; None if they may not be sent.
+            The number of the pass that read the rows, and their number by
+            state; None in place of these if the rows must not be sent.
         """
-        facts = await book.facts()
-        number, agreed_to = facts.get("passes", 0), facts.get("agreed")
-        summary: dict[str, Any] = facts.get("summary", {})
-        told = facts.get("changes")  # to who did not agree
-        changes = None if told is None else Changes(**told)
+        metadata = await journal.metadata()
+        number = metadata.get("passes", 0)
         if self.stopping:
-            self._stopped_by = NotTriedError(_UNREAD)
+            self._stopped_by = NotTriedError(_STOPPED_EARLY)
             return number, None
-        if facts.get("mark") != mark:
+        if metadata.get("mark") != mark:
             number += 1
-            run = facts.get("run", path_text(self.journal.resolve()))
-            await book.note(run=run, passes=number, mark=None)
-            summary = await self._read(book, run, number)
-            if self.stopping:
-                self._stopped_by = NotTriedError(_UNREAD)
+            if not await self._read_pass(journal, metadata, number, mark):
+                self._stopped_by = NotTriedError(_STOPPED_EARLY)
                 return number, None
-            changes = await book.end(number, agreed_to)
-            if changes is not None and not changes.new:
-                agreed_to = number
-            told = None if changes is None else attrs.asdict(changes)
-            await book.note(changes=told, summary=summary, agreed=agreed_to)
-            await book.note(mark=mark, complete=number)
-            self._entered = True
+            metadata = await journal.metadata()
         if self._resend_unknown:
-            await book.send_unknown(number)
-        tally = await book.tally(number)
-        if self._too_many(tally):
+            await journal.requeue_unknown(number)
+        counts = await journal.counts_of_pass(number)
+        if self._exceeds_max_errors(counts):
             return number, None
-        if tally.get(PENDING) and agreed_to != number:
-            preview = self._preview(summary, tally[PENDING], changes)
-            if not await self._agrees(preview):
-                self._stopped_by = NotTriedError("it was not confirmed")
+        if counts.get(PENDING) and metadata["agreed"] != number:
+            stored = metadata["changes"]
+            changes = None if stored is None else Changes(**stored)
+            preview = self._preview(metadata["summary"], counts[PENDING], changes)
+            if not await self._is_confirmed(preview):
+                self._stopped_by = NotTriedError("the run was not confirmed")
                 return number, None
-            await book.note(agreed=number)
-        return number, tally
+            await journal.set_metadata(agreed=number)
+        return number, counts
+
+    async def _read_pass(
+        self,
+        journal: BackfillJournal,
+        metadata: Mapping[str, Any],
+        number: int,
+        mark: object,
+    ) -> bool:
+        """Read the whole input; return False if the run was stopped meanwhile."""
+        run = metadata.get("run", path_text(self.journal.resolve()))
+        await journal.set_metadata(run=run, passes=number, mark=None)
+        summary = await self._read(journal, run, number)
+        if self.stopping:
+            return False
+        confirmed = metadata.get("agreed")
+        changes = await journal.end_pass(number, confirmed)
+        if changes is not None and not changes.new:
+            confirmed = number
+        stored = None if changes is None else attrs.asdict(changes)
+        await journal.set_metadata(
+            changes=stored, summary=summary.fields(), agreed=confirmed
+        )
+        # Set last, because the mark means that the journal has the whole input.
+        await journal.set_metadata(mark=mark, complete=number)
+        self._complete = True
+        return True
 
     async def _read(
-        self, book: BackfillJournal, run: str, number: int
-    ) -> dict[str, Any]:
-        """Check and enter every row; return a summary."""
-        seen = Seen(self.paths)
-        await book.begin()
-        entered = book.enter(run, number, [], [])
-        for items in self._batches():
-            good, bad = seen.sort(items, self._client.sender)
-            seen.refuse(await entered)  # the last batch, while this one was read
+        self, journal: BackfillJournal, run: str, number: int
+    ) -> InputSummary:
+        """Validate every row and add it to the journal."""
+        summary = InputSummary(self.paths, self._sender.prepare)
+        await journal.begin_pass()
+        adding = journal.add_rows(run, number, [], [])
+        for rows in self._batches():
+            valid, invalid = summary.validate(rows)
+            # The journal added the last batch while this one was read.
+            summary.add_invalid(await adding)
             if self.stopping:
                 break
-            entered = book.enter(run, number, good, bad)
+            adding = journal.add_rows(run, number, valid, invalid)
             if self.on_read is not None:
-                self.on_read(seen.rows)
-        seen.refuse(await entered)
-        return seen.summary()
+                self.on_read(summary.rows)
+        summary.add_invalid(await adding)
+        return summary
 
     def _preview(
         self, summary: dict[str, Any], to_send: int, changes: Changes | None
     ) -> Preview:
-        limiter = self._client.sender.limiter
+        limiter = self._sender.limiter
         seconds = None
         if limiter is not None:
-            seconds = to_send * limiter.period / (limiter.limit * _USED)
+            seconds = to_send * limiter.period / (limiter.limit * _USABLE_SHARE)
         return Preview(**summary, to_send=to_send, seconds=seconds, changes=changes)
 
-    async def _agrees(self, preview: Preview) -> bool:
+    async def _is_confirmed(self, preview: Preview) -> bool:
         if self.confirm is None:
             refuse_to_repeat(preview.changes)
             return True
-        answer = self.confirm(preview)
-        return bool(await answer if isawaitable(answer) else answer)
+        result = self.confirm(preview)
+        return bool(await result if isawaitable(result) else result)
 
-    async def _send(self, book: BackfillJournal, tally: dict[str, int]) -> None:
-        self._tell(tally)
-        if not tally.get(PENDING) or self.stopping:  # maybe it was told just now
+    async def _send(self, journal: BackfillJournal, counts: dict[str, int]) -> None:
+        self._report_progress(counts)
+        if not counts.get(PENDING) or self.stopping:  # on_progress may call stop()
             return
 
-        def ended(_: Row, state: str) -> None:
-            tally[PENDING] -= 1
-            tally[state] = tally.get(state, 0) + 1
-            if self._too_many(tally):
-                drain.stop()
-            self._tell(tally)
+        def on_end(_: Row, state: str) -> None:
+            counts[PENDING] -= 1
+            counts[state] = counts.get(state, 0) + 1
+            if self._exceeds_max_errors(counts):
+                journal_sender.stop()
+            self._report_progress(counts)
 
-        drain = self._drain = JournalSender(
-            book, self._client, look_ahead=_LOOK_AHEAD, keep=True, on_end=ended
+        journal_sender = self._journal_sender = JournalSender(
+            journal, self._sender, look_ahead=_LOOK_AHEAD, retain=True, on_end=on_end
         )
-        stopped_by = await drain.run(until_empty=True)
+        stopped_by = await journal_sender.run(until_empty=True)
         if not self.stopping:
             self._stopped_by = self._stopped_by or stopped_by
 
-    def _too_many(self, tally: Mapping[str, int]) -> bool:
-        """Tell whether more rows are bad than may be; then that is why it stops."""
-        bad = tally[INVALID] + tally.get(REJECTED, 0)
-        if bad > self._most_errors:
-            text = f"invalid or rejected rows: {bad:,}, more than {self._most_errors:,}"
-            self._stopped_by = NotTriedError(text)
-        return bad > self._most_errors
+    def _exceeds_max_errors(self, counts: Mapping[str, int]) -> bool:
+        """Return whether too many rows are invalid or rejected; store why."""
+        errors = counts[INVALID] + counts.get(REJECTED, 0)
+        if errors <= self._max_errors:
+            return False
+        self._stopped_by = NotTriedError(
+            f"invalid or rejected rows: {errors:,}, more than {self._max_errors:,}"
+        )
+        return True
 
-    def _tell(self, tally: dict[str, int]) -> None:
+    def _report_progress(self, counts: Mapping[str, int]) -> None:
         if self.on_progress is not None:
-            self.on_progress(Progress(**_parts(tally)))
+            self.on_progress(Progress(**progress_fields(counts)))
 
     async def _report(
-        self, book: BackfillJournal, number: int, began: float
+        self, journal: BackfillJournal, number: int, began: float
     ) -> BackfillReport:
-        parts = _parts(await book.tally(number))
-        bad = parts[INVALID] + parts[REJECTED]
+        fields = progress_fields(await journal.counts_of_pass(number))
         rejects = None
         try:
-            if await self._keep_rejects(book, number, bad):
+            file = RejectsFile(path=self.rejects, with_file=len(self.paths) > 1)
+            count = fields["invalid"] + fields["rejected"]
+            if await file.update(journal, number, count):
                 rejects = self.rejects
         except OSError as error:
             msg = f"{path_text(self.rejects)} cannot be written: {error.strerror}"
             self._stopped_by = self._stopped_by or ConfigurationError(msg)
         return BackfillReport(
-            **parts,
+            **fields,
             stopped_by=self._stopped_by,
             journal=self.journal,
             rejects=rejects,
             elapsed=time.monotonic() - began,
         )
 
-    async def _keep_rejects(self, book: BackfillJournal, number: int, bad: int) -> bool:
-        """See to it that the file says what the journal does.
-
-        Returns:
-            Whether there is anything in it.
-        """
-        facts = await book.facts()
-        written = facts.get("rejects")
-        if facts.get("complete") != number:
-            return False  # half a pass says nothing
-        if [number, bad] == written:
-            return True  # it may have been mended meanwhile
-        if bad:
-            await self._write_rejects(book)
-        elif written is not None:  # or it would be sent, and the mended rows too
-            self.rejects.unlink(missing_ok=True)
-        await book.note(rejects=[number, bad] if bad else None)
-        return bad > 0
-
-    async def _write_rejects(self, book: BackfillJournal) -> None:
-        """Write the file anew, for its owner's eyes only, or leave it as it was."""
-        path = self.rejects.resolve()
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f"{path.name}.", delete=False
-        ) as file:
-            try:
-                async for row in book.rejects():
-                    at = {"file": row.file} if len(self.paths) > 1 else {}
-                    said = {"line": row.line, "error": row.error, "record": row.record}
-                    file.write(json.dumps({**at, **said}, ensure_ascii=False) + "\n")
-                file.flush()
-                os.replace(file.name, path)  # noqa: PTH105 - in milliseconds
-            except BaseException:
-                os.unlink(file.name)  # noqa: PTH108
-                raise
-
 
 def _identity(path: Path) -> Hashable:
-    """Return what tells one file from another, whatever it is called."""
+    """Return a value that is the same for all names of a file."""
     try:
-        known = path.stat()
-    except OSError:  # there is none yet
+        status = path.stat()
+    except OSError:  # the file does not exist yet
         return path.resolve()
-    return known.st_dev, known.st_ino
-
-
-def _parts(tally: Mapping[str, int]) -> dict[str, int]:
-    """Return the parts of the books, and their sum."""
-    names = {DUPLICATE: "duplicates"}
-    states = (ACCEPTED, DUPLICATE, INVALID, REJECTED, UNKNOWN, PENDING)
-    parts = {names.get(state, state): tally.get(state, 0) for state in states}
-    return {"rows": sum(parts.values()), **parts}
+    return status.st_dev, status.st_ino

@@ -1,15 +1,15 @@
-"""The journal of a backfill: also where each event came from, and the run's facts.
+"""The journal of a backfill: the events, the invalid rows and the run's metadata.
 
-Each reading of the whole input is a pass. A row is known by its key, which is
-made of the run's name, the event's bytes and which of several equal rows it
-is; so a row that is read again is the same row, wherever it now stands, and a
-row that was mended is a new one.
+A pass is one reading of the whole input. A row is identified by its key, which is
+derived from the run's name, the event's bytes and a number that distinguishes equal
+rows. Therefore a row keeps its identity wherever it is in the input, and a corrected
+row is a new row.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,9 @@ import attrs
 from loops_async._journal.database import Connection, Format
 from loops_async._journal.journal import EVENTS, FAILED, Journal
 
-INVALID: Final = "invalid"  # of a row that never became an event
+from .preview import Changes
+
+INVALID: Final = "invalid"  # the state of a row that did not become an event
 
 BACKFILL: Final = Format(
     "a backfill of loops-async",
@@ -36,10 +38,11 @@ BACKFILL: Final = Format(
         "CREATE TABLE invalid (file TEXT, line INTEGER, error TEXT, record TEXT)",
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT)",
     ),
-    checkpoint=10_000,  # for a million keys in no order
+    # Keys arrive in random order, so a small log would rewrite each page often.
+    checkpoint=10_000,
 )
 _NEVER_SENT: Final = "state = 'pending' AND ambiguous_since IS NULL AND NOT doubted"
-# What was never sent comes where it is read now.
+# An event that was never sent moves to the place at which this pass reads it.
 _UPSERT: Final = (
     "INSERT INTO events "
     "(id, key, body, email, user_id, file, line, pass, first_pass, at) "
@@ -48,8 +51,19 @@ _UPSERT: Final = (
     "file = excluded.file, line = excluded.line, pass = excluded.pass "
     "WHERE events.pass < excluded.pass AND events.body = excluded.body"
 )
-_MENDED: Final = (
+_DELETE_CORRECTED: Final = (
     f"DELETE FROM events WHERE key = ? AND pass < ? AND body != ? AND {_NEVER_SENT}"
+)
+_PAGE: Final = 500  # rows per query
+_INVALID: Final = (
+    "SELECT rowid, file, line, error, record FROM invalid WHERE rowid > ? "
+    "ORDER BY rowid LIMIT ?"
+)
+# The first condition on the state is that of the index, the second narrows it.
+_REJECTED: Final = (
+    "SELECT id, file, line, error, body FROM events INDEXED BY failed "
+    "WHERE id > ? AND state IN ('rejected', 'unknown') AND state = 'rejected' "
+    "ORDER BY id LIMIT ?"
 )
 
 
@@ -58,7 +72,12 @@ class ValidRow:
     """A row that can be sent.
 
     Attributes:
-        key: The record's own; None to derive one.
+        file: The path of the row's file.
+        line: The number of the row's first line.
+        key: The idempotency key given in the row; None to derive one.
+        body: The body of the request.
+        email: The event's email.
+        user_id: The event's user ID.
     """
 
     file: str
@@ -71,7 +90,14 @@ class ValidRow:
 
 @attrs.frozen(slots=False)
 class InvalidRow:
-    """A row that cannot."""
+    """A row that cannot be sent, or that Loops rejected.
+
+    Attributes:
+        file: The path of the row's file.
+        line: The number of the row's first line.
+        error: The problems of the row, in one line.
+        record: The row in a form that can be corrected and read again.
+    """
 
     file: str
     line: int
@@ -79,132 +105,127 @@ class InvalidRow:
     record: object
 
 
-def _texts(given: Iterable[str]) -> tuple[str, ...]:
-    return tuple(given)
-
-
-@attrs.frozen
-class Changes:
-    """What another pass found different.
-
-    Attributes:
-        new: Rows that were not there before.
-        first_new: Where the first of them are, as ``file:line``.
-        dropped: Rows that are there no more, and will not be sent.
-        sent_before: Rows that are there no more, but Loops has them or may.
-            If there are new ones too, these may be the same, only changed.
-    """
-
-    new: int
-    first_new: tuple[str, ...] = attrs.field(converter=_texts)
-    dropped: int
-    sent_before: int
-
-
 class BackfillJournal(Journal):
-    """A backfill's journal."""
+    """The journal of a backfill, and the one connection to it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, BACKFILL)
-        self._seen: dict[bytes, int] = {}  # times, of rows that are there twice
-        self._seen_last: dict[bytes, int] = {}  # likewise, by the last batch
+        # How many equal rows each key had: before the last call of add_rows, and in it.
+        # They are separate because the journal may run that call's job more than once.
+        self._repeats: dict[bytes, int] = {}
+        self._last_repeats: dict[bytes, int] = {}
 
-    def facts(self) -> "asyncio.Future[dict[str, Any]]":
-        """Return what is known of the run."""
+    def metadata(self) -> "asyncio.Future[dict[str, Any]]":
+        """Return the metadata of the run."""
         query = "SELECT name, value FROM facts"
-        return self.do(
+        return self.submit(
             lambda db: {name: json.loads(value) for name, value in db.execute(query)}
         )
 
-    def note(self, **facts: object) -> "asyncio.Future[None]":
-        """Remember facts of the run."""
-        rows = [(name, json.dumps(value)) for name, value in facts.items()]
+    def set_metadata(self, **values: object) -> "asyncio.Future[None]":
+        """Store metadata of the run."""
+        rows = [(name, json.dumps(value)) for name, value in values.items()]
 
         def work(db: Connection) -> None:
             db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", rows)
 
-        return self.do(work)
+        return self.submit(work)
 
-    def begin(self) -> "asyncio.Future[None]":
-        """Begin a pass: forget the invalid rows of the one before."""
+    def begin_pass(self) -> "asyncio.Future[None]":
+        """Delete the invalid rows of the last pass."""
 
         def work(db: Connection) -> None:
             db.execute("DELETE FROM invalid")
 
-        self._seen.clear()
-        self._seen_last.clear()
-        return self.do(work)
+        self._repeats.clear()
+        self._last_repeats.clear()
+        return self.submit(work)
 
-    def enter(
-        self, run: str, number: int, good: list[ValidRow], bad: list[InvalidRow]
+    def add_rows(
+        self, run: str, number: int, valid: list[ValidRow], invalid: list[InvalidRow]
     ) -> "asyncio.Future[list[InvalidRow]]":
-        """Enter rows of a pass; not before the last ones are entered.
+        """Add rows of a pass; wait for the last call's result before the next call.
+
+        Args:
+            run: The name of the run.
+            number: The number of the pass.
+            valid: The rows that can be sent.
+            invalid: The rows that cannot be sent.
 
         Returns:
-            Those of the good that are bad after all: their key is taken.
+            The valid rows that became invalid because another event has their
+            idempotency key.
         """
-        self._seen.update(self._seen_last)
+        self._repeats.update(self._last_repeats)
 
         def work(db: Connection) -> list[InvalidRow]:
-            self._seen_last.clear()  # if it is done again
-            taken = self._enter(db, run.encode(), number, good)
-            rows = [
-                (b.file, b.line, b.error, json.dumps(b.record)) for b in bad + taken
+            self._last_repeats.clear()
+            conflicts = self._add_valid(db, run.encode(), number, valid)
+            values = [
+                (row.file, row.line, row.error, json.dumps(row.record))
+                for row in invalid + conflicts
             ]
-            db.executemany("INSERT INTO invalid VALUES (?, ?, ?, ?)", rows)
-            return taken
+            db.executemany("INSERT INTO invalid VALUES (?, ?, ?, ?)", values)
+            return conflicts
 
-        return self.do(work)
+        return self.submit(work)
 
-    def _enter(
-        self, db: Connection, run: bytes, number: int, good: list[ValidRow]
+    def _add_valid(
+        self, db: Connection, run: bytes, number: int, rows: list[ValidRow]
     ) -> list[InvalidRow]:
         at = time.time()
         salt = blake2b(run, digest_size=32).digest()
-        taken = []
-        for place, row in enumerate(good, self._ids.take(db, len(good))):
-            whom = row.email, row.user_id
-            rest = row.body, *whom, row.file, row.line, number, number, at
+        conflicts = []
+        for place, row in enumerate(rows, self._ids.take(db, len(rows))):
+            values = (
+                *(row.body, row.email, row.user_id, row.file, row.line),
+                *(number, number, at),
+            )
             if row.key is not None:
-                db.execute(_MENDED, (row.key, number, row.body))  # Loops never saw it
-                if not db.execute(_UPSERT, (place, row.key, *rest)).rowcount:
-                    taken.append(_taken(row))
+                db.execute(_DELETE_CORRECTED, (row.key, number, row.body))
+                if not db.execute(_UPSERT, (place, row.key, *values)).rowcount:
+                    conflicts.append(_key_conflict(row))
                 continue
             digest = blake2b(row.body, digest_size=16, key=salt)
             key = digest.hexdigest()
-            while not db.execute(_UPSERT, (place, key, *rest)).rowcount:
-                before = self._seen.get(digest.digest(), 0)
-                times = self._seen_last.get(digest.digest(), before) + 1
-                self._seen_last[digest.digest()] = times
-                another = digest.copy()
-                another.update(b"\0%d" % times)
-                key = another.hexdigest()
-        return taken
+            # An equal row of this pass has the key: derive the next one.
+            while not db.execute(_UPSERT, (place, key, *values)).rowcount:
+                next_digest = digest.copy()
+                next_digest.update(b"\0%d" % self._count_repeat(digest.digest()))
+                key = next_digest.hexdigest()
+        return conflicts
 
-    def end(self, number: int, before: int | None) -> "asyncio.Future[Changes | None]":
-        """End a pass: let go of the rows that were not in it.
+    def _count_repeat(self, digest: bytes) -> int:
+        count = self._last_repeats.get(digest, self._repeats.get(digest, 0)) + 1
+        self._last_repeats[digest] = count
+        return count
+
+    def end_pass(
+        self, number: int, confirmed: int | None
+    ) -> "asyncio.Future[Changes | None]":
+        """Remove the rows that were not in the pass, unless Loops may have them.
 
         Args:
-            number: Of the pass.
-            before: The last one that was agreed to, if one was.
+            number: The number of the pass.
+            confirmed: The number of the last pass that was confirmed, if any.
 
         Returns:
-            What is different since then.
+            The changes since the confirmed pass; None if no pass was confirmed.
         """
-        return self.do(lambda db: _end(db, number, before))
+        return self.submit(lambda db: _end_pass(db, number, confirmed))
 
-    def tally(self, number: int) -> "asyncio.Future[dict[str, int]]":
-        """Return how many rows the pass has by state, ``invalid`` included."""
-        count = "SELECT state, count(*) FROM events WHERE pass = ? GROUP BY state"
+    def counts_of_pass(self, number: int) -> "asyncio.Future[dict[str, int]]":
+        """Return the number of rows of the pass by state, including ``invalid``."""
+        query = "SELECT state, count(*) FROM events WHERE pass = ? GROUP BY state"
 
         def work(db: Connection) -> dict[str, int]:
             ((invalid,),) = db.execute("SELECT count(*) FROM invalid")
-            return {INVALID: invalid, **dict(db.execute(count, (number,)))}
+            return {INVALID: invalid, **dict(db.execute(query, (number,)))}
 
-        return self.do(work)
+        return self.submit(work)
 
-    def send_unknown(self, number: int) -> "asyncio.Future[None]":
-        """Let the rows of which nobody knows be sent again, under their keys."""
+    def requeue_unknown(self, number: int) -> "asyncio.Future[None]":
+        """Make the unknown rows of the pass pending again, with their keys."""
 
         def work(db: Connection) -> None:
             db.execute(
@@ -214,48 +235,59 @@ class BackfillJournal(Journal):
                 (number,),
             )
 
-        return self.do(work)
+        return self.submit(work)
 
     async def rejects(self) -> AsyncIterator[InvalidRow]:
-        """Yield the rows that were invalid, then those that Loops refused."""
-        for query, read in ((_INVALID, _as_read), (_REFUSED, _as_sent)):
+        """Yield the invalid rows, then the rows that Loops rejected."""
+        for query, make in ((_INVALID, _invalid_row), (_REJECTED, _rejected_row)):
             after = 0
             while page := await self._page(query, after):
                 for row in page:
-                    yield read(*row[1:])
+                    yield make(*row[1:])
                 after = page[-1][0]
 
     def _page(self, query: str, after: int) -> "asyncio.Future[list[Any]]":
-        return self.do(lambda db: db.execute(query, (after, _PAGE)).fetchall())
+        return self.submit(lambda db: db.execute(query, (after, _PAGE)).fetchall())
 
 
-_PAGE: Final = 500
-_INVALID: Final = (
-    "SELECT rowid, file, line, error, record FROM invalid WHERE rowid > ? "
-    "ORDER BY rowid LIMIT ?"
-)
-# Its condition on the state is that of the index, and narrower.
-_REFUSED: Final = (
-    "SELECT id, file, line, error, body FROM events INDEXED BY failed "
-    "WHERE id > ? AND state IN ('rejected', 'unknown') AND state = 'rejected' "
-    "ORDER BY id LIMIT ?"
-)
+def _end_pass(db: Connection, number: int, confirmed: int | None) -> Changes | None:
+    # An event that Loops may have is kept, so that a later pass with its row does
+    # not send it as a new one.
+    db.execute(
+        "UPDATE events SET state = 'unknown', error = 'no longer in the input' "
+        f"WHERE pass < ? AND state = 'pending' AND NOT ({_NEVER_SENT})",
+        (number,),
+    )
+    dropped = db.execute(
+        "DELETE FROM events WHERE pass < ? AND state IN ('pending', 'rejected')",
+        (number,),
+    ).rowcount
+    if confirmed is None:
+        return None
+    query = "SELECT count(*) FROM events WHERE pass < ?"
+    ((sent_before,),) = db.execute(query, (number,))
+    query = "SELECT file, line FROM events WHERE first_pass > ? ORDER BY id LIMIT 5"
+    places = [f"{file}:{line}" for file, line in db.execute(query, (confirmed,))]
+    query = "SELECT count(*) FROM events WHERE first_pass > ?"
+    ((new,),) = db.execute(query, (confirmed,))
+    return Changes(new, places, dropped, sent_before)
 
 
-def _as_read(file: str, line: int, error: str, record: str) -> InvalidRow:
+def _key_conflict(row: ValidRow) -> InvalidRow:
+    error = (
+        "idempotency_key: another row has this key, or this row had it before the "
+        "row was changed; Loops accepts each key once"
+    )
+    record = {**_record(row.body), "idempotency_key": row.key}
+    return InvalidRow(row.file, row.line, error, record)
+
+
+def _invalid_row(file: str, line: int, error: str, record: str) -> InvalidRow:
     return InvalidRow(file, line, error, json.loads(record))
 
 
-def _as_sent(file: str, line: int, error: str, body: bytes) -> InvalidRow:
+def _rejected_row(file: str, line: int, error: str, body: bytes) -> InvalidRow:
     return InvalidRow(file, line, error, _record(body))
-
-
-def _record(body: bytes) -> dict[str, Any]:
-    wire = json.loads(body)
-    record = {field: wire.pop(name) for name, field in _FIELDS.items() if name in wire}
-    if wire:
-        record["contact_properties"] = wire
-    return record
 
 
 _FIELDS: Final = {
@@ -267,32 +299,10 @@ _FIELDS: Final = {
 }
 
 
-def _taken(row: ValidRow) -> InvalidRow:
-    error = (
-        "idempotency_key: another row has it, or this one had it before it was "
-        "changed, and Loops takes a key once"
-    )
-    record = {**_record(row.body), "idempotency_key": row.key}
-    return InvalidRow(row.file, row.line, error, record)
-
-
-def _end(db: Connection, number: int, before: int | None) -> Changes | None:
-    # What may be with Loops already is not sent again for a row that is gone.
-    db.execute(
-        "UPDATE events SET state = 'unknown', error = 'no longer in the input' "
-        f"WHERE pass < ? AND state = 'pending' AND NOT ({_NEVER_SENT})",
-        (number,),
-    )
-    dropped = db.execute(
-        "DELETE FROM events WHERE pass < ? AND state IN ('pending', 'rejected')",
-        (number,),
-    ).rowcount
-    if before is None:
-        return None
-    query = "SELECT count(*) FROM events WHERE pass < ?"
-    ((sent_before,),) = db.execute(query, (number,))
-    query = "SELECT file, line FROM events WHERE first_pass > ? ORDER BY id LIMIT 5"
-    where = tuple(f"{file}:{line}" for file, line in db.execute(query, (before,)))
-    query = "SELECT count(*) FROM events WHERE first_pass > ?"
-    ((new,),) = db.execute(query, (before,))
-    return Changes(new, where, dropped, sent_before)
+def _record(body: bytes) -> dict[str, Any]:
+    """Return the record of an event from the body of its request."""
+    wire = json.loads(body)
+    record = {field: wire.pop(name) for name, field in _FIELDS.items() if name in wire}
+    if wire:
+        record["contact_properties"] = wire
+    return record

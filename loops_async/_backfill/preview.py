@@ -1,47 +1,61 @@
-"""What a backfill would send, before it does."""
+"""The preview of a backfill, and the changes since its last run."""
 
-import json
-from collections import Counter
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import attrs
 
-from loops_async.errors import ConfigurationError, LoopsError
+from loops_async.errors import ConfigurationError
 
-from .input import Item
-from .journal import Changes, InvalidRow, ValidRow
 
-if TYPE_CHECKING:
-    from loops_async._client import AsyncLoopsClient
+def _tuple(places: Iterable[str]) -> tuple[str, ...]:
+    return tuple(places)
 
-_MOST_CONTACTS: Final = 500_000  # counted; 100 bytes each
-_MOST_NAMES: Final = 1000
-_OTHERS: Final = "(others)"
-_FIRST_PROBLEMS: Final = 20
+
+@attrs.frozen
+class Changes:
+    """The changes since the input that was last confirmed.
+
+    Attributes:
+        new: The number of rows that were not in the input.
+        first_new: The places of the first new rows, as ``file:line``.
+        dropped: The number of rows that are no longer in the input and will not be
+            sent.
+        sent_before: The number of rows that are no longer in the input but that Loops
+            has, or may have. If there are new rows too, they may be changed versions of
+            these rows.
+    """
+
+    new: int
+    first_new: tuple[str, ...] = attrs.field(converter=_tuple)
+    dropped: int
+    sent_before: int
 
 
 @attrs.frozen(kw_only=True)
 class Preview:
-    """What a backfill would send.
+    """A preview of what a backfill will send.
 
     Attributes:
-        rows: In the input.
-        invalid: Rows that cannot be sent.
-        problems: The first of these, as ``file:line: problem``.
-        events: Valid rows by event name; of the first 1,000 names.
-        contacts: Different contacts, counted to 500,000.
-        sample: The first valid row, as Loops would get it; None if none is.
-        to_send: Rows still to be sent.
-        seconds: That this takes at least; None without a rate limit.
-        changes: What is different since the input was read before; None the
-            first time.
+        rows: The number of rows in the input.
+        invalid: The number of rows that cannot be sent.
+        problems: The first problems, as ``file:line: problem``.
+        events: Valid rows by event name; names after the first 1,000 count
+            as ``(others)``.
+        contacts: The number of different contacts, counted up to 500,000.
+        sample: The body of the first valid row, as Loops receives it; None
+            if no row is valid.
+        to_send: The number of rows still to be sent.
+        seconds: The minimum duration of the run, in seconds; None without a rate limit.
+        changes: The changes since the input that was last confirmed; None if no input
+            was confirmed.
     """
+
+    __module__ = "loops_async"
 
     rows: int
     invalid: int
-    problems: tuple[str, ...] = attrs.field(converter=tuple)
+    problems: tuple[str, ...] = attrs.field(converter=_tuple)
     events: Mapping[str, int]
     contacts: int
     sample: Mapping[str, Any] | None
@@ -50,73 +64,14 @@ class Preview:
     changes: Changes | None
 
 
-class Seen:
-    """What was found in an input so far."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        names = {path.name for path in paths}
-        self._short = len(names) == len(paths)
-        self._contacts: set[int] = set()
-        self._events: Counter[str] = Counter()
-        self._problems: list[str] = []
-        self._sample: Mapping[str, Any] | None = None
-        self.rows = 0
-        self.invalid = 0
-
-    def sort(
-        self, items: list[Item], client: "AsyncLoopsClient"
-    ) -> tuple[list[ValidRow], list[InvalidRow]]:
-        """Tell the rows that can be sent from those that cannot."""
-        good: list[ValidRow] = []
-        bad: list[InvalidRow] = []
-        for item in items:
-            event, problems, body = item.event, item.problems, b""
-            if event is not None:
-                try:
-                    body = client.prepare(event)
-                except LoopsError as refused:
-                    problems = (str(refused),)
-            if event is None or problems:
-                error = "; ".join(problems)
-                bad.append(InvalidRow(item.file, item.line, error, item.record))
-                continue
-            if self._sample is None:
-                self._sample = json.loads(body)
-            email, user_id = event.email, event.user_id
-            good.append(ValidRow(item.file, item.line, item.key, body, email, user_id))
-            name = event.event_name
-            known = name in self._events or len(self._events) < _MOST_NAMES
-            self._events[name if known else _OTHERS] += 1
-            if len(self._contacts) < _MOST_CONTACTS:
-                self._contacts.add(hash(email.casefold() if email else user_id))
-        self.rows += len(items)
-        self.refuse(bad)
-        return good, bad
-
-    def refuse(self, bad: list[InvalidRow]) -> None:
-        self.invalid += len(bad)
-        for row in bad[: max(0, _FIRST_PROBLEMS - len(self._problems))]:
-            file = Path(row.file).name if self._short else row.file
-            self._problems.append(f"{file}:{row.line}: {row.error}")
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "invalid": self.invalid,
-            "problems": self._problems,
-            "events": dict(self._events.most_common()),
-            "contacts": len(self._contacts),
-            "sample": self._sample,
-        }
-
-
 def refuse_to_repeat(changes: Changes | None) -> None:
-    """Raise a ConfigurationError if rows that were sent may be sent again."""
+    """Raise a ConfigurationError if the run could send rows a second time."""
     if changes is not None and changes.new and changes.sent_before:
         msg = (
-            f"{changes.sent_before:,} of the rows that were sent are not in the input "
-            f"any more, and {changes.new:,} are new: if these are the same, changed "
-            "or read in another way, they would be sent twice. Confirm that, go back "
-            "to what it was, or begin a run of its own with another journal"
+            f"{changes.sent_before:,} rows that were sent are no longer in the input, "
+            f"and {changes.new:,} rows are new: if these are the same rows, edited or "
+            "read with other options, they would be sent twice. Confirm the run, "
+            "restore the input and its options, or start a new run with another "
+            "journal"
         )
         raise ConfigurationError(msg)
