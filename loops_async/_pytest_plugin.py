@@ -1,7 +1,7 @@
-"""The fixtures, found by pytest where this package is installed.
+"""The pytest plugin with the fixtures ``loops_sandbox`` and ``loops_client``.
 
-Every run of pytest there imports this module, so it imports nothing of ours
-before a fixture is used.
+Every pytest run in an environment with this package imports this module. The module
+therefore imports the rest of the package only when a fixture is used.
 """
 
 from collections.abc import Iterator
@@ -24,33 +24,33 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-def _made(marker: pytest.Mark) -> "Sandbox":
+def _sandbox_from(marker: pytest.Mark) -> "Sandbox":
     from .sandbox import Sandbox  # noqa: PLC0415
 
-    why = "settings go by name"
+    problem = "pass the settings by keyword"
     if not marker.args:
         try:
             return Sandbox(**{"rate_limit": None, **marker.kwargs})
         except (TypeError, ValueError) as error:
-            why = str(error)
-    settings = [f"{name}={value!r}" for name, value in marker.kwargs.items()]
-    given = ", ".join([*map(repr, marker.args), *settings])
-    pytest.fail(f"@pytest.mark.{_MARKER}({given}): {why}", pytrace=False)
+            problem = str(error)
+    keywords = [f"{name}={value!r}" for name, value in marker.kwargs.items()]
+    arguments = ", ".join([*map(repr, marker.args), *keywords])
+    pytest.fail(f"@pytest.mark.{_MARKER}({arguments}): {problem}", pytrace=False)
 
 
 @pytest.fixture
 def loops_sandbox(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> "Iterator[Sandbox]":
-    """A Loops of the test's own, on a real port; without a rate limit unless told.
+    """Serve a sandbox of the Loops API on a real port; by default it has no rate limit.
 
-    LOOPS_API_KEY, LOOPS_BASE_URL and LOOPS_RATE_LIMIT lead to it, so that what
-    the test calls sends there, too. It runs in a thread, for tests of any kind.
+    LOOPS_API_KEY, LOOPS_BASE_URL and LOOPS_RATE_LIMIT point to the sandbox, so that the
+    tested code sends to it. A thread serves the sandbox, so a test needs no event loop.
     """
     from .testing import rate_of, serving  # noqa: PLC0415
 
     marker = request.node.get_closest_marker(_MARKER)
-    sandbox = _made(marker or pytest.mark.loops_sandbox.mark)
+    sandbox = _sandbox_from(marker or pytest.mark.loops_sandbox.mark)
     with serving(sandbox):
         monkeypatch.setenv("LOOPS_API_KEY", sandbox.api_key)
         monkeypatch.setenv("LOOPS_BASE_URL", sandbox.url)
@@ -60,18 +60,18 @@ def loops_sandbox(
 
 @pytest.fixture
 def loops_client(loops_sandbox: "Sandbox") -> "Iterator[AsyncLoopsClient]":
-    """A client of `loops_sandbox` that tries again quickly; closed after the test.
+    """Provide a client of `loops_sandbox` with fast retries, and close it afterwards.
 
-    For asyncio.run in a plain test as well as for any plugin with an event loop.
+    The client works with asyncio.run in a plain test and with any asyncio plugin.
     """
     from ._client import AsyncLoopsClient  # noqa: PLC0415
-    from .testing import QUICKLY, close_everywhere, limiter_of  # noqa: PLC0415
+    from .testing import FAST_RETRIES, close_everywhere, limiter_of  # noqa: PLC0415
 
     client = AsyncLoopsClient(
         loops_sandbox.api_key,
         base_url=loops_sandbox.url,
         rate_limit=limiter_of(loops_sandbox),
-        retry=QUICKLY,
+        retry=FAST_RETRIES,
     )
     yield client
     close_everywhere(client)

@@ -1,62 +1,136 @@
-"""For the tests of what uses loops-async; with pytest there are fixtures, too.
+"""Helpers and pytest fixtures for the tests of an application that sends events.
 
-    async with InMemoryClient() as loops:
-        await welcome(loops, "ada@example.com")  # what is to be tested
-        loops.sandbox.assert_event("signup", email="ada@example.com")
+Fixtures
+--------
+The package installs two pytest fixtures. ``loops_sandbox`` is a
+`loops_async.sandbox.Sandbox` on a real port, served from a thread, with no rate limit.
+While the test runs, LOOPS_API_KEY, LOOPS_BASE_URL and LOOPS_RATE_LIMIT point to it, so
+a client that the tested code creates sends to the sandbox.
 
-The fixtures ``loops_sandbox`` and ``loops_client`` come with the package: see
-``pytest --fixtures``.
+```python
+# test_signup.py
+import asyncio
+
+from loops_async import AsyncLoopsClient
+from loops_async.sandbox import Sandbox
+
+
+async def sign_up(email: str) -> None:  # the code to test
+    async with AsyncLoopsClient() as loops:
+        await loops.send_event("signup", email=email)
+
+
+def test_signup(loops_sandbox: Sandbox) -> None:
+    loops_sandbox.script("close-after")  # accept, then close without a response
+    asyncio.run(sign_up("ada@example.com"))
+    loops_sandbox.assert_event("signup", email="ada@example.com", times=1)
+```
+
+``loops_client`` is a client of ``loops_sandbox`` that retries after short pauses. The
+fixture closes the client after the test. Both fixtures work in plain tests and with
+pytest-asyncio or anyio.
+
+The marker ``loops_sandbox`` passes settings to the sandbox of one test, class or
+module. `loops_async.sandbox` describes settings, faults, outages, clock and records.
+
+```python
+# test_settings.py
+import asyncio
+
+import pytest
+from loops_async import AsyncLoopsClient, Event
+from loops_async.sandbox import Sandbox
+
+
+@pytest.mark.loops_sandbox(rate_limit=50, faults={"503": 0.3}, seed=1)
+def test_a_retry(loops_sandbox: Sandbox, loops_client: AsyncLoopsClient) -> None:
+    event = Event("signup", email="ada@example.com")
+    asyncio.run(loops_client.send_event(event))
+    loops_sandbox.advance(86_400)  # a day later the idempotency key is unused again
+    asyncio.run(loops_client.send_event(event))
+    loops_sandbox.assert_event("signup", times=2)
+```
+
+To test an application with an outbox, start it in ``with TestClient(app) as http:``
+and make the assertions after that block, because the end of the block sends the
+pending events. Call ``monkeypatch.chdir(tmp_path)`` before the block, so that the next
+test does not find the file of the outbox.
+
+Without pytest
+--------------
+`serving` serves a sandbox from a thread, for tests without an event loop:
+
+```python
+from loops_async.sandbox import Sandbox
+from loops_async.testing import serving
+
+with serving(Sandbox(rate_limit=None)) as sandbox:
+    print(sandbox.url, sandbox.api_key)  # any Loops client can send here
+    sandbox.assert_no_event()
+```
+
+Without a network
+-----------------
+`InMemoryClient` is a client with a sandbox of its own, without sockets and threads:
+
+```python
+from loops_async.testing import InMemoryClient
+
+async with InMemoryClient() as loops:
+    loops.sandbox.script("hang-after")  # times out at once
+    receipt = await loops.send_event("signup", email="ada@example.com")
+    assert receipt.duplicate
+    loops.sandbox.assert_event("signup", email="ada@example.com", times=1)
+```
 """
 
 import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from multidict import CIMultiDict
 from yarl import URL
 
 from ._client import AsyncLoopsClient
-from ._http.api_key import Secret
-from ._http.protocol import Request, Response
+from ._http.api_key import Secret, hide_api_key
+from ._http.protocol import Response
+from ._http.request import Request
 from ._pacing.rate_limiter import RateLimiter
 from ._pacing.retry_policy import RetryPolicy
 from ._sending.outcomes import Attempt
+from ._sending.sender import Sender
 from .errors import ConnectionLostError, RequestTimeoutError, TransportError
 from .sandbox import Sandbox
-from .sandbox import _wire as sandbox_wire
-from .sandbox._world import pause
 
 __all__ = ["InMemoryClient", "serving"]
 
-QUICKLY: Final = RetryPolicy(base=0.01, cap=0.1)
-"""As often as by default, without the waiting."""
+FAST_RETRIES: Final = RetryPolicy(base=0.01, cap=0.1)
+"""The default number of attempts, with pauses of 10 to 100 ms."""
 
 
 class InMemoryClient(AsyncLoopsClient):
-    """A client whose requests are answered by a sandbox, without a network.
+    """A client whose requests go to a sandbox without a network.
 
-    All but the network is real: what is checked, limited, tried again and
-    raised is as with Loops. No socket is opened, and time passes only between
-    tries and where the sandbox was given latencies: a request that it lets
-    hang is timed out at once.
+    Validation, rate limit, retries and errors are those of `AsyncLoopsClient`. No
+    socket is opened. Time passes only between attempts and for the latencies of the
+    sandbox. A request that hangs because of a fault times out at once.
 
     Args:
-        sandbox: What answers; need not be started. None makes one without a
-            rate limit, for tests should not wait.
-        rate_limit: As in AsyncLoopsClient, like the rest; None is that of the
-            sandbox.
-        timeout: For one attempt.
-        deadline: For a whole call.
-        retry: By default pauses of 10 to 100 ms.
-        allowed_recipients: Who may be sent to.
-        on_attempt: Called after each request.
+        sandbox: The sandbox, which need not be started. None creates a sandbox
+            without a rate limit, so that tests do not wait.
+        rate_limit: Requests per second, or a RateLimiter. None takes the rate limit
+            of the sandbox.
+        timeout: Seconds for one attempt, or None for no limit.
+        deadline: Seconds for a whole call, or None for no limit.
+        retry: The retry policy; by default its pauses take 10 to 100 ms.
+        allowed_recipients: The allowed recipients, as in AsyncLoopsClient.
+        on_attempt: A function to call with an Attempt after each request.
 
     Attributes:
-        sandbox: What answers.
+        sandbox: The sandbox.
     """
 
     def __init__(
@@ -66,162 +140,150 @@ class InMemoryClient(AsyncLoopsClient):
         rate_limit: float | RateLimiter | None = None,
         timeout: float | None = 30.0,
         deadline: float | None = 60.0,
-        retry: RetryPolicy = QUICKLY,
+        retry: RetryPolicy = FAST_RETRIES,
         allowed_recipients: Iterable[str] | None = None,
         on_attempt: Callable[[Attempt], object] | None = None,
     ) -> None:
         self.sandbox: Sandbox = Sandbox(rate_limit=None) if sandbox is None else sandbox
-        super().__init__(
-            self.sandbox.api_key,
+        self.sender: Sender = Sender(
+            hide_api_key(self.sandbox.api_key),
             base_url=_BASE_URL,
-            rate_limit=limiter_of(self.sandbox) if rate_limit is None else rate_limit,
             timeout=timeout,
             deadline=deadline,
-            retry=retry,
             allowed_recipients=allowed_recipients,
+            dry_run=False,
+            rate_limit=limiter_of(self.sandbox) if rate_limit is None else rate_limit,
+            retry=retry,
             on_attempt=on_attempt,
+            connect=lambda *_: self._make_transport,
         )
 
-    def _import_late(self) -> None:
-        from ._sending import delivery  # noqa: F401, PLC0415 - without aiohttp
-
-    async def _connect(self) -> "_Memory":
-        return _Memory(self.sandbox)
+    async def _make_transport(self) -> "MemoryTransport":
+        return MemoryTransport(self.sandbox)
 
 
-_BASE_URL: Final = f"http://localhost{sandbox_wire.API}"
+_BASE_URL: Final = "http://localhost/api"
 
 
-class _Memory:
-    """Carries requests to a sandbox in the same event loop."""
+class MemoryTransport:
+    """A transport that passes requests to a sandbox in the running event loop.
 
-    max_connections = 100
+    Args:
+        sandbox: The sandbox.
+
+    Attributes:
+        loop: The event loop of the transport.
+        thread: The identifier of the thread that runs the event loop.
+        max_connections: The number of requests that may be in flight at once.
+        closed: Whether the transport can carry no further request.
+    """
+
+    max_connections: int = 100
 
     def __init__(self, sandbox: Sandbox) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-        self._world = sandbox._world
-        self._answering: set[asyncio.Task[Any]] = set()
-        self._under_way: set[asyncio.Timeout] = set()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self._sandbox = sandbox
+        self.thread: int = threading.get_ident()
+        self._responding: set[asyncio.Task[Any]] = set()
+        self._timeouts: set[asyncio.Timeout] = set()  # one per request in flight
         self._idle = asyncio.Event()
         self._idle.set()
-        self._closed = False
-
-    @property
-    def usable(self) -> bool:
-        here = threading.get_ident() == self._thread
-        return here and self.loop.is_running() and not self._closed
+        self.closed: bool = False
+        self.borrowed: None = None
 
     @property
     def in_flight(self) -> int:
-        return len(self._under_way)
+        """The number of requests in flight."""
+        return len(self._timeouts)
 
     async def exchange(
-        self, call: Request, secret: Secret, limit: float | None
+        self, request: Request, api_key: Secret, timeout: float | None
     ) -> Response | TransportError:
-        began = time.monotonic()
+        """Return the response to one request, or the error in place of a response.
+
+        Args:
+            request: The request.
+            api_key: The API key.
+            timeout: Seconds until the request times out, or None for no limit.
+        """
+        scope = asyncio.timeout(timeout)
+        self._timeouts.add(scope)
         self._idle.clear()
-        scope = asyncio.timeout(limit)
-        self._under_way.add(scope)
-        # Like a server's work, it goes on when nobody waits for it any more.
-        answering = self.loop.create_task(self._answer(call, secret))
-        self._answering.add(answering)
-        answering.add_done_callback(self._answering.discard)
+        # Like a server, the sandbox completes a request that the client has given up.
+        responding = self.loop.create_task(self._respond(request, api_key))
+        self._responding.add(responding)
+        responding.add_done_callback(self._responding.discard)
         try:
             async with scope:
-                answer, late = await asyncio.shield(answering)
+                return await asyncio.shield(responding)
         except TimeoutError:
-            answer, late = None, True
+            if self.closed:
+                text = "the client was closed before the response came"
+                return ConnectionLostError(text, maybe_accepted=True)
+            return _timed_out()
         finally:
-            self._under_way.discard(scope)
-            if not self._under_way:
+            self._timeouts.discard(scope)
+            if not self._timeouts:
                 self._idle.set()
-        if late and self._closed:
-            text = "the client was closed before the answer came"
-            return ConnectionLostError(text, maybe_accepted=True)
-        if late:
-            text = "no answer in time"
-            return RequestTimeoutError(text, retryable=True, maybe_accepted=True)
-        if answer is None:
-            text = "the sandbox broke the connection"
-            return ConnectionLostError(text, retryable=True, maybe_accepted=True)
-        headers = CIMultiDict({"Content-Type": answer.content_type, **answer.headers})
-        return Response(
-            answer.status,
-            headers,
-            answer.body[: call.max_body],
-            len(answer.body) > call.max_body,
-            time.monotonic() - began,
-        )
-
-    async def _answer(
-        self, call: Request, secret: Secret
-    ) -> tuple[sandbox_wire.Answer | None, bool]:
-        """Return the answer, None if the connection breaks, and whether it hangs."""
-        world, url, body = self._world, URL(call.url), call.body or b""
-        headers = CIMultiDict(
-            {"Authorization": f"Bearer {secret}", "Content-Type": _JSON}
-        )
-        if call.key is not None:
-            headers["Idempotency-Key"] = call.key
-        answer: sandbox_wire.Answer | None
-        if len(body) > _MOST:
-            body, fault = b"", None
-            answer = sandbox_wire.failure(413, sandbox_wire.BODY_TOO_LARGE)
-            after = 0.0
-        else:
-            delays = world.draw_delays(first=False)
-            await pause(delays.before)
-            sent = sandbox_wire.Call(
-                method=call.method,
-                path=url.path.removeprefix(sandbox_wire.API),
-                query=url.query,
-                authorization=headers["Authorization"],
-                content_type=_JSON,
-                idempotency_key=call.key,
-                body=body,
-            )
-            answer, fault = await world.meet(sent, delays.processing)
-            after = delays.after
-        world.record(
-            method=call.method,
-            path=url.raw_path_qs,
-            headers=headers,
-            body=body,
-            answer=answer,
-            fault=fault,
-        )
-        if fault is not None and fault.startswith("hang-"):
-            return None, True
-        await pause(after)
-        return answer, False
 
     async def close(self, grace: float) -> None:
-        try:
+        """Wait for the requests in flight, cut off the rest, and close.
+
+        Args:
+            grace: Seconds to wait.
+        """
+        with suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 await self._idle.wait()
-        except TimeoutError:
-            pass
-        self._closed = True
-        for scope in self._under_way:
-            with suppress(RuntimeError):  # it is expiring by itself
+        self.closed = True
+        for scope in self._timeouts:
+            with suppress(RuntimeError):  # the timeout is expiring already
                 scope.reschedule(self.loop.time())
         await self._idle.wait()
 
+    async def _respond(
+        self, request: Request, api_key: Secret
+    ) -> Response | TransportError:
+        began = time.monotonic()
+        headers = {"Authorization": f"Bearer {api_key}", "Content-Type": _JSON}
+        if request.key is not None:
+            headers["Idempotency-Key"] = request.key
+        target, body = URL(request.url).raw_path_qs, request.body or b""
+        try:
+            response = await self._sandbox.respond(
+                request.method, target, headers=headers, body=body
+            )
+        except TimeoutError:
+            return _timed_out()
+        except ConnectionError:
+            text = "the sandbox broke the connection"
+            return ConnectionLostError(text, retryable=True, maybe_accepted=True)
+        return Response(
+            response.status,
+            response.headers,
+            response.body[: request.max_body],
+            len(response.body) > request.max_body,
+            time.monotonic() - began,
+        )
 
-_JSON: Final = sandbox_wire.JSON_TYPE
-_MOST: Final = 1024 * 1024  # bytes of a body, as on a port
+
+_JSON: Final = "application/json"
+
+
+def _timed_out() -> RequestTimeoutError:
+    text = "no response in time"
+    return RequestTimeoutError(text, retryable=True, maybe_accepted=True)
 
 
 def limiter_of(sandbox: Sandbox) -> RateLimiter | float:
-    """Return the limiter that a sandbox asks for, inf for none."""
+    """Return a limiter with the rate limit of a sandbox, or inf for no limit."""
     if sandbox.rate_limit is None:
         return math.inf
     return RateLimiter(sandbox.rate_limit, sandbox.period)
 
 
 def rate_of(sandbox: Sandbox) -> float:
-    """Return the requests a second that a sandbox allows, inf for no limit."""
+    """Return the requests per second that a sandbox allows, or inf for no limit."""
     if sandbox.rate_limit is None:
         return math.inf
     return sandbox.rate_limit / sandbox.period
@@ -229,47 +291,48 @@ def rate_of(sandbox: Sandbox) -> float:
 
 @contextmanager
 def serving(sandbox: Sandbox) -> Iterator[Sandbox]:
-    """Serve a sandbox in a thread of its own, for tests that have no event loop.
+    """Serve a sandbox from a thread, for tests without an event loop.
 
-    Read and steer it from anywhere meanwhile.
+    Any thread may read and control the sandbox while it is served.
 
     Args:
-        sandbox: What to serve; not started yet.
+        sandbox: A sandbox that is not started.
 
     Yields:
-        The same, started.
+        The same sandbox, started.
 
     Raises:
-        OSError: if its port is taken.
+        OSError: If the port is not available.
+        RuntimeError: If the sandbox is already started.
     """
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="loops sandbox")
     thread.start()
 
-    def wait_for(step: Any) -> None:
+    def run(step: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(step, loop).result()
 
     try:
-        wait_for(sandbox.start())
+        run(sandbox.start())
         try:
             yield sandbox
         finally:
-            wait_for(sandbox.aclose())
+            run(sandbox.aclose())
     finally:
-        wait_for(loop.shutdown_default_executor())  # of a host that was looked up
+        run(loop.shutdown_default_executor())  # its thread looks up host names
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
 def close_everywhere(client: AsyncLoopsClient) -> None:
-    """Close a client from outside of its event loops; for a test's clean-up.
+    """Close a client in all of its event loops, from outside these event loops.
 
-    Those that stand still are run for that, in others that run it is waited
-    for; closed ones have closed their connections themselves.
+    This function runs an event loop that is not running, and waits for an event loop
+    that runs in another thread. A closed event loop has closed its connections already.
     """
-    client._closed = True  # which no loop may be left to do
-    for loop in list(client._deliveries):
+    client.sender.closed = True  # even if no event loop is left to close it in
+    for loop in client.sender.event_loops:
         closing = client.aclose(0.0)
         if loop.is_closed():
             closing.close()

@@ -1,9 +1,9 @@
-"""The API without a socket: route, key, rate window and idempotency in front.
+"""The API without a socket: the checks in front of the routes.
 
-The order of the checks, each answered at once: unknown route (404, or 401 without
-a bearer), bearer (401), rate window (429), idempotency key (400, 409). Then comes
-the method (405) or the route itself. Time is an argument: seconds, which never go
-backwards.
+The checks run in this order, and the first that fails decides the response: unknown
+route (404, or 401 without a bearer token), API key (401), rate window (429),
+idempotency key (400, 409), method (405). Then the route itself processes the request.
+Time is an argument in seconds and must not go backwards.
 """
 
 import math
@@ -16,53 +16,54 @@ import attrs
 
 from . import _wire
 from ._behaviour import Behaviour
-from ._keys import Keys
-from ._routes import ROUTES, Route, Visit, send_event
+from ._keys import IdempotencyKeys
+from ._routes import ROUTES, Context, Route, send_event
 from ._team import Team
 from ._windows import Window
 from ._wire import (
+    API,
     SUCCESS,
     UNAUTHORIZED,
     UNKNOWN_ROUTE,
-    Answer,
-    Call,
     RefusedError,
-    failure,
+    Request,
+    Response,
+    error_response,
 )
 
 MAX_KEY_LENGTH = 100
 
 
 @attrs.frozen(kw_only=True, eq=False)
-class Ticket:
-    """A request that was let in and is being processed.
+class AdmittedRequest:
+    """A request that passed the checks and waits for its processing to end.
 
     Attributes:
-        call: The request.
-        route: What will process it.
-        key: Its idempotency key, in flight until the end, or None.
-        admitted: When the rate window counted it.
-        remaining: What the window had left then, None without a window.
+        request: The request.
+        route: The route that will process the request.
+        key: The idempotency key, in flight until the request ends, or None.
+        admitted_at: The time at which the rate window counted the request.
+        remaining: The requests left in the window then, or None without a window.
     """
 
-    call: Call
+    request: Request
     route: Route
     key: str | None
-    admitted: float
+    admitted_at: float
     remaining: int | None
 
 
 @attrs.define(eq=False, kw_only=True)
-class Loops:
-    """Loops for one team.
+class Api:
+    """The API as one team sees it.
 
     Attributes:
-        api_key: Tells the one key that is let in.
-        team: Its data.
-        window: Its rate window, None for no limit.
+        api_key: Function that returns the one valid API key.
+        team: The data of the team.
+        window: The rate window, or None for no limit.
         behaviour: The switches.
-        accepted: Events accepted.
-        duplicates: Events refused because their idempotency key was in use.
+        accepted: The number of accepted events.
+        duplicates: The number of events refused because of a used idempotency key.
     """
 
     api_key: Callable[[], str]
@@ -71,69 +72,72 @@ class Loops:
     behaviour: Behaviour
     accepted: int = attrs.field(init=False, default=0)
     duplicates: int = attrs.field(init=False, default=0)
-    _keys: Keys = attrs.field(init=False, factory=Keys)
+    keys: IdempotencyKeys = attrs.field(init=False, factory=IdempotencyKeys)
 
-    def handle(self, call: Call, now: float) -> Answer:
-        """Answer a request that takes no time to process."""
-        begun = self.begin(call, now)
-        return self.finish(begun, now) if isinstance(begun, Ticket) else begun
+    def handle(self, request: Request, now: float) -> Response:
+        """Respond to a request whose processing takes no time."""
+        admitted = self.begin(request, now)
+        if isinstance(admitted, AdmittedRequest):
+            return self.finish(admitted, now)
+        return admitted
 
-    def begin(self, call: Call, now: float) -> Answer | Ticket:
-        """Count a request and let it in, or answer it at once.
+    def begin(self, request: Request, now: float) -> Response | AdmittedRequest:
+        """Count and admit a request, or respond to it at once.
 
-        A ticket must end in ``finish`` or ``abandon``.
+        An admitted request must end in ``finish`` or ``abandon``.
         """
-        path = call.path
+        path = request.api_path
         if path.endswith("/") and path[:-1] in ROUTES:
             if self.behaviour.trailing_slash == "redirect":
-                return _redirect(call)
+                return _redirect(path, request.query)
             if self.behaviour.trailing_slash == "accept":
                 path = path[:-1]
         methods = ROUTES.get(path)
-        bearer, api_key = _bearer(call.authorization), self.api_key()
+        bearer, api_key = _bearer(request), self.api_key()
         if methods is None:
             strict = self.behaviour.unknown_route_checks_key
-            known = bearer == api_key if strict else bearer is not None
-            return UNKNOWN_ROUTE if known else UNAUTHORIZED
+            authorized = bearer == api_key if strict else bearer is not None
+            return UNKNOWN_ROUTE if authorized else UNAUTHORIZED
         if bearer != api_key:
             if self.window is not None and 401 not in self.behaviour.uncounted:
                 self.window.take(now, charge_refused=True)
             return UNAUTHORIZED
-        admitted = self._admit(now)
-        route = methods.get(call.method) or _not_allowed(methods)
-        ticket = Ticket(
-            call=call,
+        within_limit = self._take_permit(now)
+        route = methods.get(request.method) or _method_not_allowed(methods)
+        # An empty header counts as an absent one.
+        key = request.headers.get("Idempotency-Key") or None
+        admitted = AdmittedRequest(
+            request=request,
             route=route,
-            # An empty header is taken for none, as if it had been left out.
-            key=(call.idempotency_key or None) if route is send_event else None,
-            admitted=now,
+            key=key if route is send_event else None,
+            admitted_at=now,
             remaining=None if self.window is None else self.window.remaining(now),
         )
-        if not admitted:
-            return self._settle(ticket, self._limited(now), now)
-        if ticket.key is not None:
+        if not within_limit:
+            return self._settle(admitted, self._limited(now), now)
+        if admitted.key is not None:
             try:
-                self._begin_key(ticket.key, now)
+                self._begin_key(admitted.key, now)
             except RefusedError as refusal:
-                return self._settle(ticket, refusal.answer, now)
-        return ticket
+                return self._settle(admitted, refusal.response, now)
+        return admitted
 
-    def finish(self, ticket: Ticket, now: float) -> Answer:
-        """Process a request that was let in: the moment an event is accepted."""
-        self.abandon(ticket)
+    def finish(self, admitted: AdmittedRequest, now: float) -> Response:
+        """Process an admitted request; an event is accepted at this moment."""
+        self.abandon(admitted)
         try:
-            answer = ticket.route(Visit(self.team, ticket.call, now))
+            response = admitted.route(Context(self.team, admitted.request, now))
         except RefusedError as refusal:
-            answer = refusal.answer
-        self.accepted += ticket.route is send_event and answer is SUCCESS
-        return self._settle(ticket, answer, now)
+            response = refusal.response
+        self.accepted += admitted.route is send_event and response is SUCCESS
+        return self._settle(admitted, response, now)
 
-    def abandon(self, ticket: Ticket) -> None:
-        """Forget a request that was let in, as if its process had died."""
-        if ticket.key is not None:
-            self._keys.end(ticket.key)
+    def abandon(self, admitted: AdmittedRequest) -> None:
+        """Drop an admitted request, as if its server process had died."""
+        if admitted.key is not None:
+            self.keys.end(admitted.key)
 
-    def _admit(self, now: float) -> bool:
+    def _take_permit(self, now: float) -> bool:
         charge = 429 not in self.behaviour.uncounted
         return self.window is None or self.window.take(now, charge_refused=charge)
 
@@ -141,60 +145,64 @@ class Loops:
         if len(key) > MAX_KEY_LENGTH and self.behaviour.long_keys == "refuse":
             raise RefusedError(400, _wire.KEY_TOO_LONG)
         racing = self.behaviour.concurrent_duplicates == "accept"
-        if self._keys.used(key, now) or (self._keys.in_flight(key) and not racing):
+        if self.keys.is_used(key, now) or (self.keys.is_in_flight(key) and not racing):
             self.duplicates += 1
             if self.behaviour.conflict_text == "different-body":
                 raise RefusedError(409, _wire.KEY_OTHER_BODY)
             raise RefusedError(409, _wire.KEY_PROCESSED.format(key))
-        self._keys.begin(key)
+        self.keys.begin(key)
 
-    def _limited(self, now: float) -> Answer:
+    def _limited(self, now: float) -> Response:
         wait = 0.0 if self.window is None else self.window.wait(now)
         return limited(self.behaviour, wait)
 
-    def _settle(self, ticket: Ticket, answer: Answer, now: float) -> Answer:
-        if ticket.key is not None and answer.status in self.behaviour.burned_by:
-            self._keys.burn(ticket.key, now)
-        if self.window is None or ticket.remaining is None:
-            return answer
-        remaining = ticket.remaining
-        if answer.status != 429 and answer.status in self.behaviour.uncounted:
-            self.window.refund(ticket.admitted)
+    def _settle(
+        self, admitted: AdmittedRequest, response: Response, now: float
+    ) -> Response:
+        if admitted.key is not None and response.status in self.behaviour.burned_by:
+            self.keys.mark_used(admitted.key, now)
+        if self.window is None or admitted.remaining is None:
+            return response
+        remaining = admitted.remaining
+        if response.status != 429 and response.status in self.behaviour.uncounted:
+            self.window.refund(admitted.admitted_at)
             remaining += 1
         headers = rate_headers(self.window.limit, remaining)
-        return attrs.evolve(answer, headers={**answer.headers, **headers})
+        return attrs.evolve(response, headers={**response.headers, **headers})
 
 
-def limited(behaviour: Behaviour, wait: float) -> Answer:
-    """A 429; ``wait`` is the seconds until the window opens again."""
+def limited(behaviour: Behaviour, wait: float) -> Response:
+    """Return a 429; ``wait`` is the seconds until the window opens again."""
     headers = {}
     if behaviour.retry_after == "seconds":
         headers["Retry-After"] = str(math.ceil(wait))
     elif behaviour.retry_after == "date":
         headers["Retry-After"] = formatdate(math.ceil(time.time() + wait), usegmt=True)
     if behaviour.limited_body == "json":
-        return attrs.evolve(failure(429, _wire.LIMITED), headers=headers)
+        return attrs.evolve(error_response(429, _wire.LIMITED), headers=headers)
     body = _wire.LIMITED.encode() if behaviour.limited_body == "text" else b""
-    return Answer(status=429, body=body, content_type="text/plain", headers=headers)
+    return Response(status=429, body=body, content_type="text/plain", headers=headers)
 
 
 def rate_headers(limit: int, remaining: int) -> dict[str, str]:
-    """The two rate headers: docs/api-reference/intro."""
+    """Return the two rate headers of docs/api-reference/intro."""
     return {"x-ratelimit-limit": str(limit), "x-ratelimit-remaining": str(remaining)}
 
 
-def _bearer(authorization: str | None) -> str | None:
-    scheme, _, token = (authorization or "").partition(" ")
+def _bearer(request: Request) -> str | None:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def _not_allowed(methods: Mapping[str, Route]) -> Route:
+def _method_not_allowed(methods: Mapping[str, Route]) -> Route:
     headers = {"Allow": ", ".join(methods)}
-    refusal = attrs.evolve(failure(405, _wire.METHOD_NOT_ALLOWED), headers=headers)
+    refusal = attrs.evolve(
+        error_response(405, _wire.METHOD_NOT_ALLOWED), headers=headers
+    )
     return lambda _: refusal
 
 
-def _redirect(call: Call) -> Answer:
-    query = f"?{urlencode(call.query)}" if call.query else ""
-    location = f"/api{call.path[:-1]}{query}"
-    return Answer(status=308, body=b"", headers={"Location": location})
+def _redirect(path: str, query: Mapping[str, str]) -> Response:
+    encoded = f"?{urlencode(query)}" if query else ""
+    location = f"{API}{path[:-1]}{encoded}"
+    return Response(status=308, body=b"", headers={"Location": location})

@@ -1,4 +1,4 @@
-"""Assertions about what arrived, with messages that show it."""
+"""Matching of accepted events, and the messages of failed assertions."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from ._records import SandboxEvent
 
 
 class Anything(enum.Enum):
-    """Stands for "not asked about", where None asks for an absent value."""
+    """The type of a wildcard; None, in contrast, matches an absent value only."""
 
     ANYTHING = enum.auto()
 
@@ -23,27 +23,28 @@ _SHOWN = 20
 def matching(
     events: Sequence[SandboxEvent], wanted: Mapping[str, Any]
 ) -> list[SandboxEvent]:
-    """The events with these attributes; maps need only hold what is wanted."""
+    """Return the events with these attributes; mappings match as subsets."""
     return [event for event in events if _matches(event, wanted)]
 
 
 def describe(
     events: Sequence[SandboxEvent], wanted: Mapping[str, Any], expected: str
 ) -> str:
-    """What was expected, how many matched, and everything that did arrive."""
-    asked = ", ".join(
+    """Return a message with the expectation and the accepted events."""
+    conditions = ", ".join(
         f"{name}={value!r}" for name, value in wanted.items() if value is not ANYTHING
     )
     found = len(matching(events, wanted))
-    lines = [f"expected {expected} with {asked}; {found} arrived"]
+    lines = [f"expected {expected} with {conditions}; found {found}"]
     if not events:
-        hint = "is an await missing, or an outbox still sending?"
-        lines.append(f"no event arrived at all: {hint}")
+        hint = "is an await missing, or is an outbox still sending?"
+        lines.append(f"the sandbox accepted no event at all: {hint}")
     else:
-        lines.append(f"{len(events)} arrived in all:")
+        noun = "event" if len(events) == 1 else "events"
+        lines.append(f"the sandbox accepted {len(events)} {noun}:")
     lines.extend(f"  {_line(event)}" for event in events[-_SHOWN:])
     if len(events) > _SHOWN:
-        lines.insert(2, f"  ... {len(events) - _SHOWN} earlier ones")
+        lines.insert(2, f"  ... {len(events) - _SHOWN} earlier events")
     return "\n".join(lines)
 
 
@@ -51,18 +52,20 @@ def _matches(event: SandboxEvent, wanted: Mapping[str, Any]) -> bool:
     for name, value in wanted.items():
         if value is ANYTHING:
             continue
-        got = getattr(event, name)
+        actual = getattr(event, name)
         if name in _MAPS and value is not None:
-            if not all(key in got and _same(got[key], value[key]) for key in value):
+            if not all(
+                key in actual and _same(actual[key], value[key]) for key in value
+            ):
                 return False
-        elif got != value:
+        elif actual != value:
             return False
     return True
 
 
-def _same(got: object, wanted: object) -> bool:
-    # On the wire true is not 1.
-    return got == wanted and isinstance(got, bool) == isinstance(wanted, bool)
+def _same(actual: object, wanted: object) -> bool:
+    # In JSON, unlike in Python, true does not equal 1.
+    return actual == wanted and isinstance(actual, bool) == isinstance(wanted, bool)
 
 
 def _line(event: SandboxEvent) -> str:

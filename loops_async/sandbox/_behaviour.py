@@ -1,4 +1,4 @@
-"""What nobody outside Loops knows about its API, as switches."""
+"""The undocumented behaviour of the API, as switches."""
 
 from typing import Any, Literal
 
@@ -21,58 +21,62 @@ def _check_statuses(
     for status in value:
         if not isinstance(status, int) or not 100 <= status <= 599:
             raise ValueError(
-                f"{attribute.name} must hold HTTP statuses, not {status!r}"
+                f"{attribute.name} must contain only HTTP statuses (100 to 599), "
+                f"not {status!r}"
             )
 
 
 @attrs.frozen(kw_only=True)
 class Behaviour:
-    """The undocumented sides of the API; every default is the likeliest guess.
+    """Switches for the undocumented behaviour of the API.
 
-    No official page settles any of these, so a client worth trusting works under
-    each value. Bad values raise ValueError. The numbers are the sections of the notes
-    on the API in which the evidence is weighed.
+    No official page settles any of these questions, so a robust client works under
+    each value. Each default is the likeliest answer. An invalid value raises
+    ValueError.
 
     Attributes:
-        uncounted: (8.2) Statuses whose requests use up no rate limit. The default
-            says that a refused key costs nothing and a 429 does cost, so a client
-            which hammers a sliding window stays locked out. An unknown route is never
-            counted: it is answered before the key is looked at.
-        retry_after: (8.3) Whether a 429 carries ``Retry-After``, and in which of its
-            two forms. Loops documents none.
-        limited_body: (8.4) What a 429 carries: the usual JSON, plain text or nothing.
-        conflict_text: (8.5) The wording of the 409 for a used idempotency key: that
-            of API version 1.22.6 ("already been processed") or of 1.21.6 ("a
-            different request body"). The status is 409 either way, for any body.
-        burned_by: (8.6) Answers after which an idempotency key counts as used.
-        concurrent_duplicates: (8.6) What a key meets whose first request is still
-            being processed: a 409, or acceptance a second time.
-        long_keys: (8.7) What an idempotency key of more than 100 characters meets.
-        unknown_properties: (8.8) What becomes of a contact property the team has not
-            created. ``store`` keeps it so that it can be seen, and adds it to the
-            team's properties; Loops itself most likely ignores it (``ignore``), and
-            once refused it (``refuse``).
-        update_creates_by_user_id: (8.9) Whether ``contacts/update`` with an unknown
-            ``userId`` alone creates a contact without an e-mail. Events never do.
-        fold_email: (8.10) Whether ``Ada@example.com`` and ``ada@example.com`` are one
-            contact. User ids are compared exactly.
-        two_contacts: (8.10) What happens if ``email`` and ``userId`` belong to
-            different contacts: a 400, or the one named here is updated and both keep
-            their ids.
-        length: (8.11) How the 500-character rule counts a string: its JSON form with
-            escapes, its code points, or its UTF-16 units; quotes count in each.
-        nested_values: (8.12) What an array or object meets where a scalar is
-            documented.
-        unknown_lists: (8.13) What a mailing list id of no known list meets.
-        unsubscribed_lists: (8.13) What adding an unsubscribed contact to a list does.
-        unknown_route_checks_key: (8.15) Whether an unknown route with a wrong key is
-            a 401 (as seen in March 2026) rather than a 404 (September 2026).
-        trailing_slash: (8.16) What ``/v1/events/send/`` is: unknown, the same route,
-            or a 308 redirect to it.
-        require_content_type: (8.16) Whether a body that is not declared as JSON is a
-            400.
-        emptied_properties: (8.18) How a custom property reset by null reads
-            afterwards.
+        uncounted: The statuses whose requests use up no rate limit. By default a
+            request with a wrong API key is free and a 429 counts, so a client that
+            retries without a pause stays locked out of a sliding window. A request
+            for an unknown route is never counted, because the API responds to it
+            before it checks the API key.
+        retry_after: The form of ``Retry-After`` in a 429, or "omit". The documentation
+            mentions no such header.
+        limited_body: The body of a 429: the usual JSON, plain text, or none.
+        conflict_text: The wording of the 409 for a used idempotency key: that of API
+            version 1.22.6 ("already been processed") or of version 1.21.6 ("a
+            different request body"). Both occur with any body.
+        burned_by: The response statuses after which an idempotency key counts as
+            used.
+        concurrent_duplicates: The treatment of a request whose idempotency key is in
+            flight: a 409, or a second acceptance.
+        long_keys: The treatment of an idempotency key of more than 100 characters.
+        unknown_properties: The treatment of a contact property that the team has not
+            created. "store" keeps the value, so that a test can read it, and adds the
+            property to the team. The API itself most likely ignores the property
+            ("ignore") and refused it at one time ("refuse").
+        update_creates_by_user_id: Whether ``contacts/update`` with only an unknown
+            ``userId`` creates a contact without an email. An event never does.
+        fold_email: Whether ``Ada@example.com`` and ``ada@example.com`` are the same
+            contact. User IDs always match exactly.
+        two_contacts: The treatment of an ``email`` and a ``userId`` that belong to
+            different contacts: a 400, or an update of the named contact that leaves
+            the IDs of both contacts unchanged.
+        length: The unit in which the 500-character rule counts a string: characters
+            of its JSON form with escapes, code points, or UTF-16 units. The quotes
+            count in each.
+        nested_values: The treatment of an array or object in place of a documented
+            scalar.
+        unknown_lists: The treatment of an unknown mailing list ID.
+        unsubscribed_lists: The treatment of a request that adds an unsubscribed
+            contact to a mailing list.
+        unknown_route_checks_key: Whether an unknown route with a wrong API key is a
+            401 (as observed in March 2026) rather than a 404 (September 2026).
+        trailing_slash: The treatment of a path such as ``/v1/events/send/``: an
+            unknown route, the same route, or a 308 redirect to it.
+        require_content_type: Whether a body that is not declared as JSON is a 400.
+        emptied_properties: The value of a custom property after a reset by null: null,
+            or absent.
     """
 
     uncounted: frozenset[int] = _statuses(401)

@@ -1,7 +1,7 @@
-"""Steering a sandbox over HTTP, for other processes and other languages.
+"""Control of a sandbox over HTTP, for other processes and other languages.
 
-All below ``/_sandbox``, outside the API: no key, no rate limit, never recorded. Meant
-for the loopback interface; whoever can reach the port can steer.
+The endpoints lie below ``/_sandbox``, outside the API: they need no API key, use no
+rate limit and are never recorded. Any client that can reach the port can use them.
 """
 
 import json
@@ -10,64 +10,66 @@ from typing import Any
 
 import attrs
 
-from ._wire import Answer, answer, failure
-from ._world import World
+from ._simulator import Simulator
+from ._wire import Response, error_response, json_response
 
 PREFIX = "/_sandbox/"
 
-_OK = answer({"success": True})
+_OK = json_response({"success": True})
 
 
-def control(world: World, method: str, path: str, body: bytes) -> Answer:
-    """Answer one steering request: 200, or 400, 404 or 405 with a message."""
+def control(simulator: Simulator, method: str, path: str, body: bytes) -> Response:
+    """Respond to one control request: 200, or 400, 404 or 405 with a message."""
     name = path.removeprefix(PREFIX)
     if name in _VIEWS:
         expected = "GET"
     elif name in _ACTIONS:
         expected = "POST"
     else:
-        return failure(404, f"no such control; there are {[*_VIEWS, *_ACTIONS]}")
+        known = ", ".join([*_VIEWS, *_ACTIONS])
+        message = f"no control endpoint is named {name!r}; the endpoints are {known}"
+        return error_response(404, message)
     if method != expected:
-        return failure(405, f"{name} takes {expected}")
+        return error_response(405, f"{name} takes {expected}, not {method}")
     if name in _VIEWS:
-        return answer(_VIEWS[name](world))
+        return json_response(_VIEWS[name](simulator))
     try:
         arguments = json.loads(body or b"{}")
         if not isinstance(arguments, dict):
             raise ValueError("the body must be a JSON object")
-        _ACTIONS[name](world, **arguments)
+        _ACTIONS[name](simulator, **arguments)
     except (TypeError, ValueError) as error:
-        return failure(400, str(error))
+        return error_response(400, str(error))
     return _OK
 
 
-def _counts(world: World) -> dict[str, Any]:
-    return attrs.asdict(world.counts())
+def _counts(simulator: Simulator) -> dict[str, Any]:
+    return attrs.asdict(simulator.counts())
 
 
-def _advance(world: World, *, seconds: float) -> None:
-    world.advance(seconds)
+def _advance(simulator: Simulator, *, seconds: float) -> None:
+    simulator.advance(seconds)
 
 
-def _script(world: World, *, faults: list[str | None]) -> None:
+def _script(simulator: Simulator, *, faults: list[str | None]) -> None:
     if not isinstance(faults, list):
         raise ValueError(f"faults must be an array, not {faults!r}")
-    world.script(faults)
+    simulator.script(faults)
 
 
-def _down(world: World, *, down: bool = True, drop: bool = False) -> None:
+def _down(simulator: Simulator, *, down: bool = True, drop: bool = False) -> None:
     if not isinstance(down, bool) or not isinstance(drop, bool):
         raise ValueError("down and drop must be true or false")
-    world.down(down, drop=drop)
+    simulator.down(down, drop=drop)
 
 
-_VIEWS: dict[str, Callable[[World], Any]] = {
-    "state": World.state,
+_VIEWS: dict[str, Callable[[Simulator], Any]] = {
+    "state": Simulator.state,
     "counts": _counts,
 }
 _ACTIONS: dict[str, Callable[..., None]] = {
     "advance": _advance,
     "script": _script,
     "down": _down,
-    "reset": World.reset,
+    "reset": Simulator.reset,
 }

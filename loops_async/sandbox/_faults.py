@@ -1,4 +1,4 @@
-"""What can go wrong on purpose, and when."""
+"""Fault injection: the faults, and the plan that assigns them to requests."""
 
 import random
 from collections import deque
@@ -9,56 +9,57 @@ import attrs
 
 FAULTS: Mapping[str, str] = MappingProxyType(
     {
-        "429": "answer 429, whatever the rate window says",
-        "500-before": "answer 500 without accepting",
-        "502": "answer 502 with an HTML page, without accepting",
-        "503": "answer 503 with plain text, without accepting",
-        "close-before": "close the connection without accepting or answering",
-        "reset-before": "reset the connection (RST) without accepting or answering",
+        "429": "respond with 429, whatever the state of the rate window",
+        "500-before": "respond with 500, without accepting",
+        "502": "respond with 502 and an HTML page, without accepting",
+        "503": "respond with 503 and plain text, without accepting",
+        "close-before": "close the connection without accepting or responding",
+        "reset-before": "reset the connection (RST) without accepting or responding",
         "garbage-before": "send bytes that are not HTTP, without accepting",
-        "hang-before": "never answer, without accepting",
-        "500-after": "accept, then answer 500",
-        "html-after": "accept, then answer 200 with an HTML page",
-        "empty-after": "accept, then answer 200 with an empty body",
-        "close-after": "accept, then close the connection without answering",
-        "reset-after": "accept, then reset the connection (RST) without answering",
-        "truncate-after": "accept, announce a longer answer than is sent, then close",
+        "hang-before": "never respond, without accepting",
+        "500-after": "accept, then respond with 500",
+        "html-after": "accept, then respond with 200 and an HTML page",
+        "empty-after": "accept, then respond with 200 and an empty body",
+        "close-after": "accept, then close the connection without responding",
+        "reset-after": "accept, then reset the connection (RST) without responding",
+        "truncate-after": "accept, send part of the announced response, then close",
         "garbage-after": "accept, then send bytes that are not HTTP",
-        "hang-after": "accept, then never answer",
+        "hang-after": "accept, then never respond",
     }
 )
-"""Every fault by name, with what it does.
+"""The name of every fault with its description.
 
-Those ending in ``-after`` strike a request that the API has answered with 2xx (the
-event is in, its key used) or 409 (it was in before); any other refusal goes out as
-it is, and a scripted fault then waits for the next request. The others strike before
-the API sees the request: no key is checked, no rate limit used.
+A fault whose name ends in ``-after`` replaces a 2xx response of the API (the event is
+accepted, its idempotency key is used) or a 409 (an earlier request was accepted under
+that key). Any other response is sent unchanged, and a scripted fault then waits for
+the next request. All other faults strike before the API processes the request, so the
+request needs no valid API key and uses no rate limit.
 """
 
 
 @attrs.frozen
 class Fault:
-    """The fault one request is to meet."""
+    """The fault of one request."""
 
     name: str
     scripted: bool
 
     @property
     def after(self) -> bool:
-        """Whether the request is processed first."""
+        """Whether the API processes the request before the fault strikes."""
         return self.name.endswith("-after")
 
 
 @attrs.define(eq=False)
 class FaultPlan:
-    """The scripted faults first, then random ones by their probabilities."""
+    """A plan that yields the scripted faults first, then random faults."""
 
     probabilities: Mapping[str, float]
     rng: random.Random
     _script: deque[str | None] = attrs.field(init=False, factory=deque)
 
     def extend(self, names: Iterable[str | None]) -> None:
-        """Script the next requests; None is one without a fault."""
+        """Append the faults of the next requests; None means no fault."""
         names = tuple(names)
         for name in names:
             if name is not None:
@@ -66,7 +67,7 @@ class FaultPlan:
         self._script.extend(names)
 
     def draw(self) -> Fault | None:
-        """The fault of the next request."""
+        """Return the fault of the next request, or None."""
         if self._script:
             name = self._script.popleft()
             return None if name is None else Fault(name, scripted=True)
@@ -80,13 +81,19 @@ class FaultPlan:
         return None
 
     def put_back(self, fault: Fault) -> None:
-        """Keep a scripted fault that did not strike for the next request."""
+        """Return a scripted fault that did not strike to the next request."""
         if fault.scripted:
             self._script.appendleft(fault.name)
 
 
 def check_fault(setting: str, name: object) -> None:
-    """Raise ValueError for a name that is not in ``FAULTS``."""
+    """Check a fault name.
+
+    Raises:
+        ValueError: If ``name`` is not in ``FAULTS``.
+    """
     if not isinstance(name, str) or name not in FAULTS:
         known = ", ".join(FAULTS)
-        raise ValueError(f"{setting}: no fault is named {name!r}; there are {known}")
+        raise ValueError(
+            f"{setting}: no fault is named {name!r}; the faults are {known}"
+        )

@@ -1,40 +1,44 @@
-"""Which idempotency keys were used within the last 24 hours."""
+"""The idempotency keys used within the last 24 hours."""
 
 import attrs
 
-REMEMBERED = 24 * 60 * 60.0
+KEY_LIFETIME = 24 * 60 * 60.0
 
 
 @attrs.define
-class Keys:
-    """The keys of one team on one endpoint.
+class IdempotencyKeys:
+    """The idempotency keys of one team.
 
-    Only ``events/send`` takes keys here, so there is one scope to keep.
+    Of the simulated routes, only ``events/send`` takes keys, so there is one scope.
     """
 
-    _used: dict[str, float] = attrs.field(init=False, factory=dict)
+    _used_at: dict[str, float] = attrs.field(init=False, factory=dict)
     _in_flight: set[str] = attrs.field(init=False, factory=set)
 
-    def used(self, key: str, now: float) -> bool:
-        """Whether the key was burned less than 24 hours ago."""
-        at = self._used.get(key)
-        return at is not None and now - at < REMEMBERED
+    def __len__(self) -> int:
+        """Return the number of used keys in memory."""
+        return len(self._used_at)
 
-    def in_flight(self, key: str) -> bool:
-        """Whether a request with the key has begun and not ended."""
+    def is_used(self, key: str, now: float) -> bool:
+        """Return whether the key was used less than 24 hours ago."""
+        used_at = self._used_at.get(key)
+        return used_at is not None and now - used_at < KEY_LIFETIME
+
+    def is_in_flight(self, key: str) -> bool:
+        """Return whether a request with the key has begun and not ended."""
         return key in self._in_flight
 
     def begin(self, key: str) -> None:
-        """Mark the key as being processed."""
+        """Mark the key as in flight."""
         self._in_flight.add(key)
 
     def end(self, key: str) -> None:
-        """Mark the key as no longer being processed."""
+        """Mark the key as no longer in flight."""
         self._in_flight.discard(key)
 
-    def burn(self, key: str, now: float) -> None:
-        """Remember the key from now on, and forget those past their time."""
-        self._used.pop(key, None)
-        self._used[key] = now
-        while now - self._used[oldest := next(iter(self._used))] >= REMEMBERED:
-            del self._used[oldest]
+    def mark_used(self, key: str, now: float) -> None:
+        """Remember the key for 24 hours from now, and drop the expired keys."""
+        self._used_at.pop(key, None)
+        self._used_at[key] = now
+        while now - self._used_at[oldest := next(iter(self._used_at))] >= KEY_LIFETIME:
+            del self._used_at[oldest]

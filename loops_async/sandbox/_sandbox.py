@@ -1,4 +1,4 @@
-"""The sandbox itself: settings in, an address and a record of what came out."""
+"""The public face of the sandbox: its settings, controls, records and assertions."""
 
 import time
 from collections import deque
@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 
 from . import _settings as check
-from ._api import Loops
+from ._api import Api
 from ._assertions import ANYTHING, Anything, describe, matching
 from ._behaviour import Behaviour
-from ._records import Counts, SandboxContact, SandboxEvent, SandboxRequest
-from ._settings import Leg
+from ._in_memory import respond
+from ._records import (
+    Counts,
+    SandboxContact,
+    SandboxEvent,
+    SandboxRequest,
+    SandboxResponse,
+)
+from ._settings import Range
+from ._simulator import DelayRanges, Simulator
 from ._team import Team
 from ._windows import WindowKind, make_window
-from ._wire import API
-from ._world import World
+from ._wire import API, NO_ITEMS
 
 if TYPE_CHECKING:
     from ._edge import Edge
@@ -26,59 +33,62 @@ DOCUMENTED_LISTS: Mapping[str, str] = {"cm06f5v0e45nf0ml5754o9cix": "Main list"}
 _DEFAULT_LIMIT = 10
 
 
-def _own_clock() -> Callable[[], float]:
+def _clock_from_zero() -> Callable[[], float]:
     started = time.monotonic()
     return lambda: time.monotonic() - started
 
 
-_SECONDS: Any = {"converter": check.leg, "validator": check.check_leg}
+_SECONDS: Any = {"converter": check.as_range, "validator": check.check_range}
 
 
 @attrs.define(kw_only=True, eq=False, repr=False, on_setattr=attrs.setters.frozen)
 class Sandbox:
-    """A Loops of your own: a stateful local imitation of the Loops API.
+    """A stateful local imitation of the Loops API.
 
     Point any Loops client at ``url`` with ``api_key``. Contacts, mailing lists, rate
-    windows and idempotency keys behave as documented; what is not documented is a
-    switch of ``behaviour``. Not for the open internet.
+    windows and idempotency keys follow the documentation of the API; ``behaviour``
+    holds a switch for each question that the documentation leaves open.
 
-    Leave it with ``aclose``, or use it with ``async with``; either way what it holds
-    can still be read afterwards. It may be read and steered from other threads than
-    the one it is served in. All times are in seconds. Bad settings raise ValueError.
+    Use the sandbox with ``async with``, or call ``start`` and ``aclose``; its records
+    stay readable afterwards. Other threads may read and control it while it serves.
+    All times are in seconds. An invalid setting raises ValueError.
 
     Args:
-        api_key: The key that is let in. Assigning another revokes the first.
+        api_key: The valid API key. A new value, assigned later, replaces it at once.
         host: The interface to listen on.
-        port: The port to listen on, 0 for a free one.
-        rate_limit: Requests the team may make per ``period``; None for no limit, and
-            then no ``x-ratelimit-*`` headers. Loops allows 10 a second.
-        period: Length of the rate window.
-        window: "sliding" (no stretch of a period holds more than the limit),
-            "fixed" (it starts anew at each multiple of a period) or "bucket"
-            (``rate_limit`` tokens, refilled evenly).
-        latency: Round trip, a number or a (low, high) pair drawn from for each
-            request; half of it passes before the request is counted, half after.
-        latency_before: On top of that, before the request is counted.
-        processing: Between being counted and being accepted; the idempotency key is
-            in flight meanwhile.
-        latency_after: On top of ``latency``, before the answer leaves.
-        setup_latency: On top of all, for the first request of each connection.
+        port: The port to listen on, or 0 for a free port.
+        rate_limit: Requests of the team per ``period``, or None for no limit and no
+            ``x-ratelimit-*`` headers. Loops allows 10 a second.
+        period: The length of the rate window.
+        window: The algorithm of the rate window: "sliding" (no interval of the length
+            of a period contains more requests than the limit), "fixed" (the count
+            restarts at each multiple of the period) or "bucket" (``rate_limit``
+            tokens, refilled evenly).
+        latency: The round trip, as a number or as a (low, high) range from which each
+            request draws. Half of it passes before the rate window counts the
+            request, half after the request is accepted.
+        latency_before: A further delay before the rate window counts the request.
+        processing: The delay between that count and the acceptance of the request,
+            during which its idempotency key is in flight.
+        latency_after: A further delay before the response leaves.
+        setup_latency: A further delay for the first request of each connection.
         faults: Fault name (see ``FAULTS``) to its probability.
-        seed: Makes faults and latencies the same in every run, for requests that
-            arrive in the same order.
-        lists: Mailing lists: id to name, or ids. The default is the one that the
-            examples of the Loops documentation use.
-        properties: Custom contact properties of the team: name to "string",
+        seed: The seed of faults and latencies. With a seed, requests that arrive in
+            the same order get the same faults and latencies in each run.
+        lists: The mailing lists, as ID to name or as IDs. The default is the list in
+            the examples of the Loops documentation.
+        properties: The custom contact properties of the team, as name to "string",
             "number", "boolean" or "date".
-        behaviour: What is not documented.
-        clock: Seconds, never going backwards; by default since construction.
-        max_requests: How many requests ``requests`` keeps, None for all.
-        max_events: How many events ``events`` keeps, None for all.
+        behaviour: The switches for undocumented behaviour.
+        clock: A function that returns seconds and never goes backwards. By default
+            the seconds since the sandbox was created.
+        max_requests: The number of the latest requests to keep, or None for all.
+        max_events: The number of the latest events to keep, or None for all.
     """
 
     api_key: str = attrs.field(
         default="sandbox-key",
-        validator=check.check_key,
+        validator=check.check_api_key,
         on_setattr=attrs.setters.validate,
     )
     host: str = attrs.field(default="127.0.0.1", validator=check.check_host)
@@ -91,11 +101,11 @@ class Sandbox:
         default="sliding",
         validator=attrs.validators.in_(("sliding", "fixed", "bucket")),
     )
-    latency: float | Leg = attrs.field(default=0.0, **_SECONDS)
-    latency_before: float | Leg = attrs.field(default=0.0, **_SECONDS)
-    processing: float | Leg = attrs.field(default=0.0, **_SECONDS)
-    latency_after: float | Leg = attrs.field(default=0.0, **_SECONDS)
-    setup_latency: float | Leg = attrs.field(default=0.0, **_SECONDS)
+    latency: float | Range = attrs.field(default=0.0, **_SECONDS)
+    latency_before: float | Range = attrs.field(default=0.0, **_SECONDS)
+    processing: float | Range = attrs.field(default=0.0, **_SECONDS)
+    latency_after: float | Range = attrs.field(default=0.0, **_SECONDS)
+    setup_latency: float | Range = attrs.field(default=0.0, **_SECONDS)
     faults: Mapping[str, float] = attrs.field(
         factory=dict, converter=check.probabilities, validator=check.check_probabilities
     )
@@ -104,13 +114,15 @@ class Sandbox:
         default=DOCUMENTED_LISTS, converter=check.named_lists
     )
     properties: Mapping[str, str] = attrs.field(
-        factory=dict, converter=check.kinds, validator=check.check_kinds
+        factory=dict,
+        converter=check.property_types,
+        validator=check.check_property_types,
     )
     behaviour: Behaviour = attrs.field(factory=Behaviour)
-    clock: Callable[[], float] = attrs.field(factory=_own_clock)
+    clock: Callable[[], float] = attrs.field(factory=_clock_from_zero)
     max_requests: int | None = attrs.field(default=10_000, validator=check.check_count)
     max_events: int | None = attrs.field(default=None, validator=check.check_count)
-    _world: World = attrs.field(init=False, on_setattr=attrs.setters.NO_OP)
+    _simulator: Simulator = attrs.field(init=False, on_setattr=attrs.setters.NO_OP)
     _edge: "Edge | None" = attrs.field(
         init=False, default=None, on_setattr=attrs.setters.NO_OP
     )
@@ -119,26 +131,26 @@ class Sandbox:
     )
 
     def __attrs_post_init__(self) -> None:
-        legs: Any = (
-            self.setup_latency,
-            self.latency,
-            self.latency_before,
-            self.processing,
-            self.latency_after,
-        )
-        self._world = World(
-            make_loops=self._make_loops,
+        latencies: Any = {  # converted to ranges
+            "setup": self.setup_latency,
+            "round_trip": self.latency,
+            "before": self.latency_before,
+            "processing": self.processing,
+            "after": self.latency_after,
+        }
+        self._simulator = Simulator(
+            make_api=self._make_api,
             clock=self.clock,
             probabilities=dict(self.faults),
             seed=self.seed,
-            legs=legs,
+            ranges=DelayRanges(**latencies),
             max_requests=self.max_requests,
             limit=self.rate_limit or _DEFAULT_LIMIT,
             period=self.period,
         )
 
     def __repr__(self) -> str:
-        where = "not started" if self._port is None else self.url
+        address = "not started" if self._port is None else self.url
         limit = (
             "no limit"
             if self.rate_limit is None
@@ -146,7 +158,7 @@ class Sandbox:
         )
         counts = self.counts
         return (
-            f"<Sandbox {where}, {limit}, {counts.requests} requests, "
+            f"<Sandbox {address}, {limit}, {counts.requests} requests, "
             f"{counts.accepted} events accepted>"
         )
 
@@ -163,83 +175,127 @@ class Sandbox:
         await self.aclose()
 
     async def start(self) -> None:
-        """Listen; raises OSError if the port is taken, RuntimeError if started."""
+        """Start to listen.
+
+        Raises:
+            OSError: If the port is not available.
+            RuntimeError: If the sandbox is already started.
+        """
         if self._edge is not None:
-            raise RuntimeError("the sandbox is started already")
-        # With aiohttp's server, which takes a while.
+            raise RuntimeError("the sandbox is already started")
+        # Imported only here, because the import of aiohttp's server takes long.
         from ._edge import Edge  # noqa: PLC0415
 
-        edge = Edge(world=self._world)
+        edge = Edge(simulator=self._simulator)
         self._port = await edge.start(self.host, self.port)
         self._edge = edge
 
     async def aclose(self) -> None:
-        """Drop every connection at once, also those that hang; may be repeated."""
+        """Drop every connection at once, even one that hangs; do nothing if closed."""
         edge, self._edge = self._edge, None
         if edge is not None:
             await edge.stop()
 
     @property
     def url(self) -> str:
-        """The base URL, ending in ``/api``; RuntimeError before the start."""
+        """The base URL, which ends in ``/api``.
+
+        Raises:
+            RuntimeError: If the sandbox was never started.
+        """
         if self._port is None:
-            raise RuntimeError("the sandbox has no address before it is started")
+            raise RuntimeError(
+                "the sandbox has no URL before it is started: use async with"
+            )
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self._port}{API}"
 
     @property
     def now(self) -> float:
-        """Sandbox time."""
-        return self._world.now()
+        """The sandbox time in seconds."""
+        return self._simulator.now()
 
     @property
     def events(self) -> list[SandboxEvent]:
         """The accepted events, oldest first."""
-        return list(self._world.loops.team.events)
+        return list(self._simulator.api.team.events)
 
     @property
     def contacts(self) -> list[SandboxContact]:
-        """The contacts as they stand, oldest first."""
-        return self._world.loops.team.contacts()
+        """Snapshots of the contacts, oldest first."""
+        return self._simulator.api.team.contacts()
 
     @property
     def requests(self) -> list[SandboxRequest]:
-        """The latest requests, in the order in which their fate was settled."""
-        return list(self._world.requests)
+        """The latest requests, in the order in which their outcomes were decided."""
+        return list(self._simulator.requests)
 
     @property
     def counts(self) -> Counts:
-        """Totals; unlike the lists, cheap to ask for however much arrived."""
-        return self._world.counts()
+        """The totals, at a cost that does not grow with the number of requests."""
+        return self._simulator.counts()
 
     def contact(
         self, *, email: str | None = None, user_id: str | None = None
     ) -> SandboxContact | None:
-        """The contact with that e-mail, else with that user id, else None."""
-        return self._world.loops.team.find(email, user_id)
+        """Return the contact with that email, else with that user ID, else None."""
+        return self._simulator.api.team.find(email, user_id)
 
     def advance(self, seconds: float) -> None:
-        """Move sandbox time on without waiting: rate windows, 24-hour keys."""
-        self._world.advance(seconds)
+        """Move the sandbox time forward without waiting.
+
+        Raises:
+            ValueError: If ``seconds`` is negative or not finite.
+        """
+        self._simulator.advance(seconds)
 
     def script(self, *faults: str | None) -> None:
-        """Give the next requests these faults, in order; None is none.
+        """Assign faults to the next requests, in order; None means no fault.
 
-        They add to what is scripted already. Random faults resume afterwards.
-        ValueError for a name that is not in ``FAULTS``.
+        The faults follow those scripted earlier; random faults resume after them.
+
+        Raises:
+            ValueError: If a name is not in ``FAULTS``.
         """
-        self._world.script(faults)
+        self._simulator.script(faults)
 
     def down(self, down: bool = True, /, *, drop: bool = False) -> None:
-        """Begin or end an outage: every request gets a 503.
+        """Begin or end an outage, in which every request gets a 503.
 
-        With ``drop`` its connection is closed instead. Scripted faults wait.
+        With ``drop`` the sandbox closes the connection instead. Scripted faults wait
+        for the end of the outage.
         """
-        self._world.down(down, drop=drop)
+        self._simulator.down(down, drop=drop)
 
     def reset(self) -> None:
-        """Forget everything but the settings, the address and the time."""
-        self._world.reset()
+        """Restore the initial state; keep the settings, the address and the time."""
+        self._simulator.reset()
+
+    async def respond(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str] = NO_ITEMS,
+        body: bytes = b"",
+    ) -> SandboxResponse:
+        """Return the response to a request without a network, in any event loop.
+
+        The sandbox need not be started. Latencies pass in real time, and the request
+        is recorded like one from a socket.
+
+        Args:
+            method: The method in upper case.
+            target: The encoded path and query, such as ``/api/v1/lists``.
+            headers: The headers.
+            body: The bytes of the body.
+
+        Raises:
+            ConnectionError: If a fault or an outage breaks the connection.
+            TimeoutError: If a fault lets the request hang; raised without a wait.
+            ValueError: If ``target`` is not a path.
+        """
+        return await respond(self._simulator, method, target, headers, body)
 
     def assert_event(
         self,
@@ -253,13 +309,27 @@ class Sandbox:
         idempotency_key: str | Anything | None = ANYTHING,
         times: int | None = 1,
     ) -> SandboxEvent:
-        """Assert that such an event was accepted, and return the first.
+        """Check that the sandbox accepted a matching event, and return the first.
 
-        Ids and key must be equal, None meaning absent; the maps may hold more than
-        what is given here. ``times`` is how many such events there must be, None for
-        one or more. AssertionError lists what did arrive.
+        Omitted arguments match any value. IDs and the idempotency key match exactly,
+        and None matches an absent value. A mapping matches if the event has at least
+        the given entries.
+
+        Args:
+            name: The event name.
+            email: The email address.
+            user_id: The user ID.
+            event_properties: Some of the event properties.
+            contact_properties: Some of the contact properties.
+            mailing_lists: Some of the mailing lists.
+            idempotency_key: The idempotency key.
+            times: The exact number of matching events, or None for one or more.
+
+        Raises:
+            AssertionError: If the number differs; the message lists the events.
+            ValueError: If ``times`` is less than 1.
         """
-        __tracebackhide__ = True  # pytest then shows the line that calls this
+        __tracebackhide__ = True  # pytest shows the line of the caller instead
         if times is not None and times < 1:
             raise ValueError(f"times must be at least 1 or None, not {times!r}")
         wanted = {
@@ -271,12 +341,12 @@ class Sandbox:
             "mailing_lists": mailing_lists,
             "idempotency_key": idempotency_key,
         }
-        found = matching(self.events, wanted)
-        if not found or (times is not None and len(found) != times):
-            events = "event" if times in (None, 1) else "events"
-            expected = f"{times or 'at least 1'} {events}"
+        matches = matching(self.events, wanted)
+        if not matches or (times is not None and len(matches) != times):
+            noun = "event" if times in (None, 1) else "events"
+            expected = f"{times or 'at least 1'} {noun}"
             raise AssertionError(describe(self.events, wanted, expected))
-        return found[0]
+        return matches[0]
 
     def assert_no_event(
         self,
@@ -285,18 +355,24 @@ class Sandbox:
         email: str | Anything | None = ANYTHING,
         user_id: str | Anything | None = ANYTHING,
     ) -> None:
-        """Assert that no such event was accepted; without arguments, none at all."""
+        """Check that the sandbox accepted no matching event.
+
+        Without arguments, check that it accepted no event at all.
+
+        Raises:
+            AssertionError: If there is a matching event.
+        """
         __tracebackhide__ = True
         wanted = {"name": name, "email": email, "user_id": user_id}
         if matching(self.events, wanted):
             raise AssertionError(describe(self.events, wanted, "no event"))
 
-    def _make_loops(self) -> Loops:
+    def _make_api(self) -> Api:
         lists: Any = self.lists
         window = None
         if self.rate_limit is not None:
             window = make_window(self.window, self.rate_limit, self.period)
-        return Loops(
+        return Api(
             api_key=lambda: self.api_key,
             team=Team(
                 lists=dict(lists),

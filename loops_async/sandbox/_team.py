@@ -12,8 +12,8 @@ from ._behaviour import Behaviour
 from ._records import SandboxContact, SandboxEvent
 from ._wire import RefusedError
 
-# Default contact properties: docs/contacts/properties.
-_PROPERTY_TYPES = {
+# Documented in docs/contacts/properties.
+_DEFAULT_PROPERTIES = {
     "email": "string",
     "firstName": "string",
     "lastName": "string",
@@ -23,14 +23,14 @@ _PROPERTY_TYPES = {
     "userId": "string",
 }
 _RESERVED = frozenset({"id", "listId", "softDeleteAt", "teamId", "updatedAt"})
-_NEW_CONTACT: Mapping[str, Any] = {
+_INITIAL_VALUES: Mapping[str, Any] = {
     "firstName": None,
     "lastName": None,
     "source": "API",
     "subscribed": True,
     "userGroup": "",
 }
-PROPERTY_KINDS = ("string", "number", "boolean", "date")
+PROPERTY_TYPES = ("string", "number", "boolean", "date")
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -38,16 +38,16 @@ class _Contact:
     id: str
     email: str | None = None
     user_id: str | None = None
-    properties: dict[str, Any] = attrs.field(factory=lambda: dict(_NEW_CONTACT))
+    properties: dict[str, Any] = attrs.field(factory=lambda: dict(_INITIAL_VALUES))
     mailing_lists: dict[str, Literal[True]] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False, kw_only=True)
 class Team:
-    """What Loops would keep for one team.
+    """The data of one team.
 
     Attributes:
-        lists: Mailing list id to name.
+        lists: Mailing list ID to name.
         properties: Custom contact property to its type.
         behaviour: The switches.
         events: The accepted events, oldest first.
@@ -63,13 +63,13 @@ class Team:
     _created: int = attrs.field(init=False, default=0)
 
     def contacts(self) -> list[SandboxContact]:
-        """All contacts, oldest first."""
-        return [_view(contact) for contact in list(self._contacts.values())]
+        """Return all contacts, oldest first."""
+        return [_snapshot(contact) for contact in list(self._contacts.values())]
 
     def find(self, email: str | None, user_id: str | None) -> SandboxContact | None:
-        """The contact with that e-mail, else the one with that user id."""
+        """Return the contact with that email, else the one with that user ID."""
         found = self._lookup(email, user_id)
-        return _view(found[0]) if found else None
+        return _snapshot(found[0]) if found else None
 
     def upsert(
         self,
@@ -80,33 +80,44 @@ class Team:
         *,
         create_by_user_id: bool,
     ) -> str:
-        """Create or update the contact that either id matches, and return its id.
+        """Create or update the contact that either ID matches, and return its ID.
 
-        An id that does not match is overwritten. All checks come before the first
-        change. An unknown ``user_id`` alone is refused unless
-        ``create_by_user_id``. Raises ``RefusedError``.
+        The other ID of a contact is overwritten. All checks precede the first change.
+
+        Args:
+            email: The email, or None.
+            user_id: The user ID, or None.
+            properties: The contact properties to set.
+            mailing_lists: Mailing list ID to membership.
+            create_by_user_id: Whether an unknown ``user_id`` without an email creates
+                a contact.
+
+        Raises:
+            RefusedError: If a rule is broken.
         """
         found = self._lookup(email, user_id)
         if len(found) == 2:
-            stance = self.behaviour.two_contacts
-            if stance == "refuse":
+            policy = self.behaviour.two_contacts
+            if policy == "refuse":
                 raise RefusedError(400, _wire.TWO_CONTACTS)
-            contact: _Contact | None = found[stance == "user-id"]
+            contact: _Contact | None = found[policy == "user-id"]
             email = user_id = None
         else:
             contact = found[0] if found else None
             if contact is None and email is None and not create_by_user_id:
                 raise RefusedError(400, _wire.CONTACT_NOT_FOUND)
-        known = self._known_properties(properties)
-        subscribed = known.get(
+        accepted = self._accepted_properties(properties)
+        subscribed = accepted.get(
             "subscribed", contact is None or contact.properties["subscribed"]
         )
-        chosen = self._chosen_lists(mailing_lists, subscribed=subscribed is not False)
+        memberships = self._accepted_memberships(
+            mailing_lists, subscribed=subscribed is not False
+        )
         if contact is None:
             contact = self._create()
-        self._identify(contact, email, user_id)
-        self._set_properties(contact, known)
-        for list_id, member in chosen.items():
+        self._set_ids(contact, email, user_id)
+        self._set_properties(contact, accepted)
+        for list_id, member in memberships.items():
             if member:
                 contact.mailing_lists[list_id] = True
             else:
@@ -114,32 +125,38 @@ class Team:
         return contact.id
 
     def delete(self, contact_id: str) -> None:
-        """Forget a contact; its events stay."""
+        """Delete a contact; its events stay."""
         contact = self._contacts.pop(contact_id)
         if contact.email is not None:
-            del self._by_email[self._folded(contact.email)]
+            del self._by_email[self._email_key(contact.email)]
         if contact.user_id is not None:
             del self._by_user_id[contact.user_id]
 
     def property_list(self, *, only_custom: bool) -> list[dict[str, str]]:
-        """The contact properties as ``GET /v1/contacts/properties`` shows them."""
-        types = self.properties if only_custom else _PROPERTY_TYPES | self.properties
+        """Return the contact properties as ``GET /v1/contacts/properties`` does."""
+        types = (
+            self.properties if only_custom else _DEFAULT_PROPERTIES | self.properties
+        )
         return [
-            {"key": name, "label": _label(name), "type": kind}
-            for name, kind in types.items()
+            {"key": name, "label": _label(name), "type": property_type}
+            for name, property_type in types.items()
         ]
 
-    def create_property(self, name: str, kind: str) -> None:
-        """Add a custom contact property; RefusedError if the name is taken."""
-        if name in _PROPERTY_TYPES or name in self.properties:
+    def create_property(self, name: str, property_type: str) -> None:
+        """Add a custom contact property.
+
+        Raises:
+            RefusedError: If the name exists or is reserved.
+        """
+        if name in _DEFAULT_PROPERTIES or name in self.properties:
             raise RefusedError(400, _wire.PROPERTY_EXISTS)
         if name in _RESERVED:
             raise RefusedError(400, _wire.BAD_PROPERTY)
-        self.properties[name] = kind
+        self.properties[name] = property_type
 
     def _lookup(self, email: str | None, user_id: str | None) -> list[_Contact]:
         found = []
-        if email is not None and (match := self._by_email.get(self._folded(email))):
+        if email is not None and (match := self._by_email.get(self._email_key(email))):
             found.append(match)
         if (
             user_id is not None
@@ -155,48 +172,48 @@ class Team:
         self._contacts[contact.id] = contact
         return contact
 
-    def _identify(
+    def _set_ids(
         self, contact: _Contact, email: str | None, user_id: str | None
     ) -> None:
         if email is not None:
             if contact.email is not None:
-                del self._by_email[self._folded(contact.email)]
+                del self._by_email[self._email_key(contact.email)]
             contact.email = email
-            self._by_email[self._folded(email)] = contact
+            self._by_email[self._email_key(email)] = contact
         if user_id is not None:
             if contact.user_id is not None:
                 del self._by_user_id[contact.user_id]
             contact.user_id = user_id
             self._by_user_id[user_id] = contact
 
-    def _known_properties(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        stance = self.behaviour.unknown_properties
-        known = {}
-        for name, value in given.items():
-            if name in _NEW_CONTACT or name in self.properties:
-                known[name] = value
-            elif stance == "refuse":
+    def _accepted_properties(self, requested: Mapping[str, Any]) -> dict[str, Any]:
+        policy = self.behaviour.unknown_properties
+        accepted = {}
+        for name, value in requested.items():
+            if name in _INITIAL_VALUES or name in self.properties:
+                accepted[name] = value
+            elif policy == "refuse":
                 raise RefusedError(400, _wire.UNKNOWN_PROPERTY.format(name))
-            elif stance == "store" and name not in _RESERVED:
-                known[name] = value
-        return known
+            elif policy == "store" and name not in _RESERVED:
+                accepted[name] = value
+        return accepted
 
-    def _set_properties(self, contact: _Contact, known: Mapping[str, Any]) -> None:
+    def _set_properties(self, contact: _Contact, accepted: Mapping[str, Any]) -> None:
         drop = self.behaviour.emptied_properties == "absent"
-        for name, value in known.items():
-            if name not in _NEW_CONTACT:
-                self.properties.setdefault(name, _kind(value))
+        for name, value in accepted.items():
+            if name not in _INITIAL_VALUES:
+                self.properties.setdefault(name, _type_of(value))
                 if value is None and drop:
                     contact.properties.pop(name, None)
                     continue
             contact.properties[name] = value
 
-    def _chosen_lists(
-        self, given: Mapping[str, Any], *, subscribed: bool
+    def _accepted_memberships(
+        self, requested: Mapping[str, Any], *, subscribed: bool
     ) -> dict[str, bool]:
-        chosen = {}
-        for list_id, member in given.items():
-            # Undocumented; the Ruby SDK drops nulls before it sends.
+        accepted = {}
+        for list_id, member in requested.items():
+            # Null is undocumented; the Ruby SDK removes nulls before it sends.
             if member is None:
                 continue
             if not isinstance(member, bool):
@@ -210,14 +227,14 @@ class Team:
                     raise RefusedError(400, _wire.UNSUBSCRIBED)
                 if self.behaviour.unsubscribed_lists == "ignore":
                     continue
-            chosen[list_id] = member
-        return chosen
+            accepted[list_id] = member
+        return accepted
 
-    def _folded(self, email: str) -> str:
+    def _email_key(self, email: str) -> str:
         return email.lower() if self.behaviour.fold_email else email
 
 
-def _view(contact: _Contact) -> SandboxContact:
+def _snapshot(contact: _Contact) -> SandboxContact:
     return SandboxContact(
         id=contact.id,
         email=contact.email,
@@ -227,7 +244,7 @@ def _view(contact: _Contact) -> SandboxContact:
     )
 
 
-def _kind(value: object) -> str:
+def _type_of(value: object) -> str:
     if isinstance(value, bool):
         return "boolean"
     return "number" if isinstance(value, int | float) else "string"

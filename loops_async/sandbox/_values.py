@@ -1,4 +1,4 @@
-"""What a request body may hold; a broken rule raises RefusedError with a 400."""
+"""The rules for request bodies; a broken rule raises RefusedError with a 400."""
 
 import json
 import re
@@ -9,16 +9,17 @@ from . import _wire
 from ._wire import RefusedError
 
 MAX_LENGTH = 500
-# A control character grows sixfold in JSON; shorter strings cannot reach the limit.
+# In JSON a control character takes six characters, so no string of up to this length
+# exceeds the limit.
 _SURELY_SHORT = MAX_LENGTH // 6 - 1
 _EMAIL = re.compile(r"[^@\s\x00-\x1f\x7f]+@[^@\s\x00-\x1f\x7f]+")
 
 
-def parse(body: bytes, *, counting: str) -> dict[str, Any]:
-    """The JSON object of a body, its strings within the 500-character rule."""
+def parse_body(body: bytes, *, counting: str) -> dict[str, Any]:
+    """Return the JSON object of a body, after a check of the 500-character rule."""
     try:
-        # Deep nesting ends in a RecursionError, bad UTF-8 in a ValueError.
-        value = json.loads(body.decode("utf-8"), parse_constant=_not_json)
+        # Deep nesting raises RecursionError, invalid UTF-8 raises ValueError.
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise RefusedError(400, _wire.NOT_JSON) from None
     if not isinstance(value, dict):
@@ -27,8 +28,8 @@ def parse(body: bytes, *, counting: str) -> dict[str, Any]:
     return value
 
 
-def ids(body: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """``email`` and ``userId``; null is absent, as the PHP and Ruby SDKs send it."""
+def parse_ids(body: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return ``email`` and ``userId``; the PHP and Ruby SDKs send null for absent."""
     email, user_id = body.get("email"), body.get("userId")
     if email is not None and not (isinstance(email, str) and _EMAIL.fullmatch(email)):
         raise RefusedError(400, _wire.INVALID_EMAIL)
@@ -37,24 +38,24 @@ def ids(body: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return email, user_id
 
 
-def some_id(body: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """``email``, ``userId`` or both."""
-    email, user_id = ids(body)
+def require_an_id(body: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return ``email`` and ``userId``, of which at least one is present."""
+    email, user_id = parse_ids(body)
     if email is None and user_id is None:
         raise RefusedError(400, _wire.ID_REQUIRED)
     return email, user_id
 
 
-def one_id(body: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """``email`` or ``userId``, not both."""
-    email, user_id = ids(body)
+def require_one_id(body: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return ``email`` and ``userId``, of which exactly one is present."""
+    email, user_id = parse_ids(body)
     if (email is None) == (user_id is None):
         raise RefusedError(400, _wire.ONE_ID_REQUIRED)
     return email, user_id
 
 
-def map_at(body: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The object at that name; absent, null and ``[]`` (PHP's empty map) are empty."""
+def mapping_field(body: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the object at ``name``; absent, null and PHP's ``[]`` mean empty."""
     value = body.get(name)
     if value is None or value == []:
         return {}
@@ -64,14 +65,14 @@ def map_at(body: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_scalars(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Arrays and objects are no values; null is, of a property being reset."""
+    """Refuse arrays and objects as values; null is allowed, as it resets a property."""
     for name, value in values.items():
         if isinstance(value, dict | list):
             raise RefusedError(400, _wire.NOT_A_SCALAR.format(prefix + name))
 
 
 def length(text: str, counting: str) -> int:
-    """Characters of a string including its quotes, under one way of counting."""
+    """Return the characters of a string and its quotes, counted in the given way."""
     if counting == "json":
         return len(json.dumps(text, ensure_ascii=False))
     if counting == "utf-16":
@@ -96,5 +97,5 @@ def _check_lengths(body: dict[str, Any], counting: str) -> None:
             raise RefusedError(400, _wire.TOO_LONG)
 
 
-def _not_json(constant: str) -> NoReturn:
+def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(constant)

@@ -1,7 +1,7 @@
-"""Rate windows: how many requests the team may make, under three algorithms.
+"""Rate windows: three algorithms that limit the requests of a team.
 
-Loops says "10 requests per second" and no more, so each common reading is here.
-Time is an argument, in seconds, and must not go backwards.
+The documentation of Loops names "10 requests per second" and no algorithm, so each
+common one is here. Time is an argument in seconds and must not go backwards.
 """
 
 import math
@@ -15,21 +15,26 @@ WindowKind = Literal["sliding", "fixed", "bucket"]
 
 
 class Window(Protocol):
-    """What the sandbox asks of a rate window."""
+    """A rate window."""
 
     limit: int
 
     def take(self, now: float, *, charge_refused: bool) -> bool:
-        """Count a request; False refuses it, and charges for that if told to."""
+        """Count a request and return whether the window admits it.
+
+        Args:
+            now: The time in seconds.
+            charge_refused: Whether a refused request also uses up the limit.
+        """
 
     def refund(self, at: float, /) -> None:
-        """Take back the request admitted at ``at``."""
+        """Give back the permit of the request admitted at ``at``."""
 
     def remaining(self, now: float) -> int:
-        """How many more requests would be admitted at once."""
+        """Return the number of further requests that the window admits now."""
 
     def wait(self, now: float) -> float:
-        """Seconds until the next request is admitted if none comes before."""
+        """Return the seconds until the window admits the next request."""
 
 
 @attrs.define
@@ -79,7 +84,7 @@ class FixedWindow:
     _taken: int = attrs.field(init=False, default=0)
 
     def take(self, now: float, *, charge_refused: bool) -> bool:
-        """See ``Window``; to be charged changes nothing until the next window."""
+        """See ``Window``; a charge for a refused request ends with its window."""
         admitted = self.remaining(now) > 0
         self._taken += admitted or charge_refused
         return admitted
@@ -105,18 +110,18 @@ class FixedWindow:
 
 @attrs.define
 class TokenBucket:
-    """``limit`` tokens, refilled evenly at ``limit`` per ``period`` seconds."""
+    """A bucket of ``limit`` tokens, refilled evenly over each ``period`` seconds."""
 
     limit: int
     period: float
     _tokens: float = attrs.field(init=False)
-    _at: float = attrs.field(init=False, default=-math.inf)
+    _refilled_at: float = attrs.field(init=False, default=-math.inf)
 
     def __attrs_post_init__(self) -> None:
         self._tokens = float(self.limit)
 
     def take(self, now: float, *, charge_refused: bool) -> bool:
-        """See ``Window``; a refusal loses the fraction of a token refilled."""
+        """See ``Window``; a charge for a refused request empties a partial token."""
         admitted = self.remaining(now) > 0
         if admitted:
             self._tokens -= 1.0
@@ -130,9 +135,9 @@ class TokenBucket:
 
     def remaining(self, now: float) -> int:
         """See ``Window``."""
-        refill = (now - self._at) * self.limit / self.period
+        refill = (now - self._refilled_at) * self.limit / self.period
         self._tokens = min(self._tokens + refill, float(self.limit))
-        self._at = now
+        self._refilled_at = now
         return math.floor(self._tokens)
 
     def wait(self, now: float) -> float:
@@ -143,7 +148,7 @@ class TokenBucket:
 
 
 def make_window(kind: WindowKind, limit: int, period: float) -> Window:
-    """A fresh window of that kind."""
+    """Return an empty window of the given kind."""
     kinds: dict[WindowKind, Callable[[int, float], Window]] = {
         "sliding": SlidingWindow,
         "fixed": FixedWindow,

@@ -1,7 +1,7 @@
-"""Requests and answers as plain values, and every message the sandbox can send.
+"""Requests and responses as plain values, and every message of the sandbox.
 
-A text that no source gives for the real Loops begins with ``[sandbox]``, so that
-nobody takes it for one to rely on.
+A message that no source documents for the real API begins with ``[sandbox]``, so that
+no client comes to depend on it.
 """
 
 import json
@@ -12,7 +12,7 @@ import attrs
 
 API = "/api"
 JSON_TYPE = "application/json"
-_EMPTY: Mapping[str, str] = {}
+NO_ITEMS: Mapping[str, str] = {}
 
 INVALID_API_KEY = "Invalid API key"
 NOT_FOUND = "Not found"
@@ -44,79 +44,83 @@ NOT_A_BOOLEAN = "[sandbox] mailingLists.{} must be true or false."
 UNKNOWN_LIST = "[sandbox] Unknown mailing list {}."
 UNSUBSCRIBED = "[sandbox] The contact is unsubscribed."
 UNKNOWN_PROPERTY = "[sandbox] Unknown contact property {}."
-BAD_PROPERTY = "[sandbox] A property needs a free name and a type."
+BAD_PROPERTY = "[sandbox] A property needs an unused name and a type."
 BAD_LIST_FILTER = "[sandbox] list must be all or custom."
 
 
 @attrs.frozen(kw_only=True)
-class Call:
-    """One request, freed of HTTP.
+class Request:
+    """One HTTP request, as received and parsed.
 
     Attributes:
-        method: In capitals.
-        path: Decoded, from ``/v1`` on.
-        query: Decoded; the first value of each name.
-        authorization: The header of that name, or None.
-        content_type: The header of that name, or None.
-        idempotency_key: The header of that name, or None.
+        method: The method in upper case.
+        target: The path and the query as received.
+        path: The decoded path.
+        query: The decoded query; the first value of each name counts.
+        headers: The headers as received; look-up ignores case.
         body: The bytes of the body.
     """
 
     method: str
+    target: str
     path: str
-    query: Mapping[str, str] = _EMPTY
-    authorization: str | None = None
-    content_type: str | None = None
-    idempotency_key: str | None = None
-    body: bytes = b""
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def api_path(self) -> str:
+        """The path below ``/api``, empty for a path outside it."""
+        inside = self.path.startswith(f"{API}/")
+        return self.path.removeprefix(API) if inside else ""
 
 
 @attrs.frozen(kw_only=True)
-class Answer:
-    """One answer, not yet sent.
+class Response:
+    """One response, not yet sent.
 
     Attributes:
         status: The HTTP status.
         body: The bytes of the body.
-        content_type: What the body is.
-        headers: Further headers.
+        content_type: The media type of the body.
+        headers: The headers other than ``Content-Type``.
     """
 
     status: int
     body: bytes
     content_type: str = JSON_TYPE
-    headers: Mapping[str, str] = _EMPTY
+    headers: Mapping[str, str] = NO_ITEMS
 
     def json(self) -> Any:
-        """The body, parsed."""
+        """Return the parsed body."""
         return json.loads(self.body)
 
 
 class RefusedError(Exception):
-    """A request breaks a rule; carries the answer to give."""
+    """A request breaks a rule; ``response`` is the response to send."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
-        self.answer = failure(status, message)
+        self.response = error_response(status, message)
 
 
-def answer(payload: object, status: int = 200) -> Answer:
-    """The payload as compact JSON."""
-    return Answer(status=status, body=encode(payload))
+def json_response(payload: object, status: int = 200) -> Response:
+    """Return a response with the payload as compact JSON."""
+    return Response(status=status, body=encode(payload))
 
 
-def failure(status: int, message: str) -> Answer:
-    """The envelope in use since 2025-09-11: ``success`` false and ``message``."""
-    return answer({"success": False, "message": message}, status)
+def error_response(status: int, message: str) -> Response:
+    """Return the envelope in use since 2025-09-11: ``success`` and ``message``."""
+    return json_response({"success": False, "message": message}, status)
 
 
 def encode(payload: object) -> bytes:
-    """Compact JSON; lone surrogates, which JSON allows, stay escaped."""
+    """Return compact JSON; lone surrogates, which JSON allows, stay escaped."""
     return json.dumps(payload, separators=(",", ":")).encode("ascii")
 
 
-SUCCESS = answer({"success": True})
-UNAUTHORIZED = answer(
+SUCCESS = json_response({"success": True})
+UNAUTHORIZED = json_response(
     {"success": False, "message": INVALID_API_KEY, "error": INVALID_API_KEY}, 401
 )
-UNKNOWN_ROUTE = answer({"message": NOT_FOUND}, 404)
+UNKNOWN_ROUTE = json_response({"message": NOT_FOUND}, 404)

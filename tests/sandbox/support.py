@@ -1,35 +1,36 @@
-"""Plain calls into the API, and a raw HTTP client that follows nobody's habits."""
+"""Plain calls into the API, and a raw HTTP client without any behaviour of its own."""
 
 import asyncio
 import contextlib
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
+from multidict import CIMultiDict
+from support.clients import KEY
 
 from loops_async.sandbox import Behaviour, Sandbox
-from loops_async.sandbox._api import Loops
+from loops_async.sandbox._api import Api
 from loops_async.sandbox._team import Team
 from loops_async.sandbox._windows import WindowKind, make_window
-from loops_async.sandbox._wire import Answer, Call
+from loops_async.sandbox._wire import API, Request, Response
 
-KEY = "the-key"
 AUTH = {"Authorization": f"Bearer {KEY}"}
 SEND = "/v1/events/send"
-BARE: Mapping[str, str] = {}
+EMPTY: Mapping[str, str] = {}
 
 
-def make_loops(
+def make_api(
     *,
     limit: int | None = None,
     window: WindowKind = "sliding",
-    properties: Mapping[str, str] = BARE,
+    properties: Mapping[str, str] = EMPTY,
     **switches: Any,
-) -> Loops:
+) -> Api:
     behaviour = Behaviour(**switches)
-    return Loops(
+    return Api(
         api_key=lambda: KEY,
         team=Team(
             lists={"l1": "One", "l2": "Two"},
@@ -42,27 +43,47 @@ def make_loops(
     )
 
 
-def make_call(method: str, path: str, body: object = None, **fields: Any) -> Call:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    fields = {"authorization": f"Bearer {KEY}", **fields}
-    return Call(method=method, path=path, body=data, **fields)
+def make_request(
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    query: Mapping[str, str] = EMPTY,
+    **headers: str | None,
+) -> Request:
+    """Make a request with the API key; headers are named like ``content_type``."""
+    sent = {"authorization": f"Bearer {KEY}", **headers}
+    return Request(
+        method=method,
+        target=f"{API}{path}",
+        path=f"{API}{path}",
+        query=query,
+        headers=CIMultiDict(
+            (name.replace("_", "-"), value)
+            for name, value in sent.items()
+            if value is not None
+        ),
+        body=body if isinstance(body, bytes) else json.dumps(body).encode(),
+    )
 
 
-def send(loops: Loops, body: object, *, now: float = 0.0, **fields: Any) -> Answer:
-    return loops.handle(make_call("POST", SEND, body, **fields), now)
+def send(
+    api: Api, body: object, *, now: float = 0.0, **headers: str | None
+) -> Response:
+    return api.handle(make_request("POST", SEND, body, **headers), now)
 
 
 def event(name: str = "signup", **fields: Any) -> dict[str, Any]:
     return {"eventName": name, "email": "ada@example.com", **fields}
 
 
-def outcome(answer: Answer) -> tuple[int, str | None]:
-    return answer.status, answer.json().get("message")
+def outcome(response: Response) -> tuple[int, str | None]:
+    return response.status, response.json().get("message")
 
 
 @attrs.frozen
-class Reply:
-    """One answer as read from the socket."""
+class Received:
+    """One response as read from the socket."""
 
     status: int
     headers: Mapping[str, str]
@@ -100,7 +121,7 @@ class Connection:
         self.writer.write("\r\n".join(lines).encode() + data)
         await self.writer.drain()
 
-    async def read(self, *, head: bool = False) -> Reply:
+    async def read(self, *, head: bool = False) -> Received:
         start, _, rest = (await self.reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
         headers = {}
         for line in rest.decode().splitlines():
@@ -108,7 +129,7 @@ class Connection:
             headers[name.lower()] = value
         size = 0 if head else int(headers.get("content-length", 0))
         body = await self.reader.readexactly(size)
-        return Reply(int(start.split()[1]), headers, body)
+        return Received(int(start.split()[1]), headers, body)
 
     async def close(self) -> None:
         self.writer.close()
@@ -116,20 +137,14 @@ class Connection:
             await self.writer.wait_closed()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Give way until it holds; the test's time limit is the way out."""
-    while not condition():  # noqa: ASYNC110 - the sandbox has no event to wait for
-        await asyncio.sleep(0)
-
-
-async def ask(
+async def fetch(
     sandbox: Sandbox,
     method: str,
     path: str,
     body: object = None,
     headers: Mapping[str, str] = AUTH,
-) -> Reply:
-    """Ask on a connection of its own; the path begins after the port."""
+) -> Received:
+    """Make a request on a new connection; the path begins after the port."""
     connection = await Connection.open(sandbox)
     try:
         await connection.write(method, path, body, headers)
@@ -138,6 +153,6 @@ async def ask(
         await connection.close()
 
 
-async def ask_send(sandbox: Sandbox, body: object, key: str | None = None) -> Reply:
+async def send_to(sandbox: Sandbox, body: object, key: str | None = None) -> Received:
     headers = AUTH if key is None else {**AUTH, "Idempotency-Key": key}
-    return await ask(sandbox, "POST", f"/api{SEND}", body, headers)
+    return await fetch(sandbox, "POST", f"/api{SEND}", body, headers)

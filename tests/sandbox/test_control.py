@@ -1,37 +1,40 @@
-"""Steering over HTTP."""
+"""Control of a sandbox over HTTP."""
 
 import asyncio
 import json
 from typing import Any
 
 import pytest
+from support.clients import KEY
 
 from loops_async.sandbox import Sandbox
 
-from .support import KEY, ask, ask_send, event
+from .support import event, fetch, send_to
 
 
-async def steer(sandbox: Sandbox, name: str, body: object = None) -> Any:
+async def control(sandbox: Sandbox, name: str, body: object = None) -> Any:
     method = "GET" if name in ("state", "counts") else "POST"
-    reply = await ask(sandbox, method, f"/_sandbox/{name}", body, headers={})
-    return reply.status, reply.json()
+    response = await fetch(sandbox, method, f"/_sandbox/{name}", body, headers={})
+    return response.status, response.json()
 
 
-def test_another_process_can_steer_and_look() -> None:
-    async def scene() -> None:
+def test_the_control_endpoints_control_and_show_the_sandbox() -> None:
+    async def use() -> None:
         async with Sandbox(api_key=KEY, rate_limit=1) as sandbox:
             body = event(userId="u1", plan="pro", mailingLists={})
-            assert (await ask_send(sandbox, body)).status == 200
-            assert (await ask_send(sandbox, event())).status == 429
-            done = (200, {"success": True})
-            assert await steer(sandbox, "advance", {"seconds": 2}) == done
-            assert await steer(sandbox, "script", {"faults": [None, "502"]}) == done
-            assert (await ask_send(sandbox, event())).status == 200
-            assert (await ask_send(sandbox, event())).status == 502
-            assert await steer(sandbox, "down", {"down": True}) == done
-            assert (await ask_send(sandbox, event())).status == 503
-            assert await steer(sandbox, "down", {"down": False}) == done
-            _, counts = await steer(sandbox, "counts")
+            assert (await send_to(sandbox, body)).status == 200
+            assert (await send_to(sandbox, event())).status == 429
+            success = (200, {"success": True})
+            assert await control(sandbox, "advance", {"seconds": 2}) == success
+            assert (
+                await control(sandbox, "script", {"faults": [None, "502"]}) == success
+            )
+            assert (await send_to(sandbox, event())).status == 200
+            assert (await send_to(sandbox, event())).status == 502
+            assert await control(sandbox, "down", {"down": True}) == success
+            assert (await send_to(sandbox, event())).status == 503
+            assert await control(sandbox, "down", {"down": False}) == success
+            _, counts = await control(sandbox, "counts")
             assert counts == {
                 "requests": 5,
                 "by_status": {"200": 2, "429": 1, "502": 1, "503": 1},
@@ -41,22 +44,22 @@ def test_another_process_can_steer_and_look() -> None:
                 "accepted": 2,
                 "duplicates": 0,
             }
-            _, state = await steer(sandbox, "state")
+            _, state = await control(sandbox, "state")
             assert state["now"] >= 2
             assert [one["name"] for one in state["events"]] == ["signup", "signup"]
             assert state["events"][0]["contact_properties"] == {"plan": "pro"}
             assert state["contacts"][0]["user_id"] == "u1"
             assert state["counts"] == counts
-            assert await steer(sandbox, "reset") == done
-            assert (await steer(sandbox, "counts"))[1]["requests"] == 0
+            assert await control(sandbox, "reset") == success
+            assert (await control(sandbox, "counts"))[1]["requests"] == 0
 
-    asyncio.run(scene())
+    asyncio.run(use())
 
 
 @pytest.mark.parametrize(
     ("method", "name", "body", "status", "message"),
     [
-        ("GET", "nope", None, 404, "no such control"),
+        ("GET", "nope", None, 404, "no control endpoint is named 'nope'"),
         ("GET", "reset", None, 405, "reset takes POST"),
         ("POST", "state", None, 405, "state takes GET"),
         ("POST", "advance", None, 400, "seconds"),
@@ -71,15 +74,15 @@ def test_another_process_can_steer_and_look() -> None:
         ("POST", "down", {"drop": 1}, 400, "true or false"),
     ],
 )
-def test_a_steering_mistake_is_explained(
+def test_a_bad_control_request_returns_the_reason_and_is_not_recorded(
     method: str, name: str, body: object, status: int, message: str
 ) -> None:
-    async def scene() -> None:
+    async def use() -> None:
         async with Sandbox() as sandbox:
-            reply = await ask(sandbox, method, f"/_sandbox/{name}", body)
-            assert reply.status == status
-            assert json.loads(reply.body)["success"] is False
-            assert message in reply.json()["message"]
+            response = await fetch(sandbox, method, f"/_sandbox/{name}", body)
+            assert response.status == status
+            assert json.loads(response.body)["success"] is False
+            assert message in response.json()["message"]
             assert sandbox.requests == []
 
-    asyncio.run(scene())
+    asyncio.run(use())

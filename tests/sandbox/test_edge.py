@@ -1,4 +1,4 @@
-"""The socket side: what a client in any language sees on the wire."""
+"""The HTTP server: the bytes that a client in any language receives."""
 
 import asyncio
 import contextlib
@@ -11,29 +11,31 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from support.clients import KEY
+from support.virtual_time import run_frozen
+from support.waiting import advance_until, until
 
 from loops_async.sandbox import Behaviour, Sandbox
-from loops_async.sandbox._world import Delays, World
 
-from .support import AUTH, KEY, SEND, Connection, ask, ask_send, event, until
+from .support import AUTH, SEND, Connection, event, fetch, send_to
 
 PATH = f"/api{SEND}"
 
 
-def play(scene: Callable[[Sandbox], Awaitable[None]], **settings: Any) -> Sandbox:
-    """Play a scene in a sandbox, see that it leaves no task, and return it."""
+def with_sandbox(use: Callable[[Sandbox], Awaitable[None]], **settings: Any) -> Sandbox:
+    """Use a sandbox, check that it leaves no task, and return it."""
 
-    async def stage() -> Sandbox:
+    async def main() -> Sandbox:
         async with Sandbox(api_key=KEY, **{"rate_limit": None, **settings}) as sandbox:
-            await scene(sandbox)
+            await use(sandbox)
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return sandbox
 
-    return asyncio.run(stage())
+    return asyncio.run(main())
 
 
-async def struck(sandbox: Sandbox, *faults: str | None) -> bytes:
-    """What a connection delivers until its end when the fault strikes."""
+async def bytes_of(sandbox: Sandbox, *faults: str | None) -> bytes:
+    """Return all bytes that a connection receives, after scripting the faults."""
     sandbox.script(*faults)
     connection = await Connection.open(sandbox)
     await connection.write("POST", PATH, event(), {**AUTH, "Idempotency-Key": "k1"})
@@ -43,23 +45,23 @@ async def struck(sandbox: Sandbox, *faults: str | None) -> bytes:
         await connection.close()
 
 
-def test_an_answer_carries_the_headers_recorded_live() -> None:
-    async def scene(sandbox: Sandbox) -> None:
-        reply = await ask_send(sandbox, event())
-        assert (reply.status, reply.body) == (200, b'{"success":true}')
-        assert reply.headers["content-type"] == "application/json"
-        assert reply.headers["server"] == "cloudflare"
-        assert reply.headers["x-content-type-options"] == "nosniff"
-        assert "strict-transport-security" in reply.headers
-        assert "referrer-policy" in reply.headers
-        assert reply.headers["x-ratelimit-limit"] == "10"
-        assert reply.headers["x-ratelimit-remaining"] == "9"
+def test_a_response_has_the_headers_recorded_from_the_live_api() -> None:
+    async def use(sandbox: Sandbox) -> None:
+        response = await send_to(sandbox, event())
+        assert (response.status, response.body) == (200, b'{"success":true}')
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers["server"] == "cloudflare"
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert "strict-transport-security" in response.headers
+        assert "referrer-policy" in response.headers
+        assert response.headers["x-ratelimit-limit"] == "10"
+        assert response.headers["x-ratelimit-remaining"] == "9"
 
-    play(scene, rate_limit=10)
+    with_sandbox(use, rate_limit=10)
 
 
-def test_a_client_of_another_make_works_unchanged() -> None:
-    """urllib knows nothing of this project."""
+def test_a_client_other_than_this_sdk_can_send() -> None:
+    """urllib stands for a client in another language."""
 
     def post(url: str) -> tuple[int, Any]:
         request = urllib.request.Request(
@@ -67,10 +69,10 @@ def test_a_client_of_another_make_works_unchanged() -> None:
             data=json.dumps(event(userId=None, mailingLists=[])).encode(),
             headers=AUTH,
         )
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return answer.status, json.load(answer)
+        with urllib.request.urlopen(request) as response:
+            return response.status, json.load(response)
 
-    async def scene(sandbox: Sandbox) -> None:
+    async def use(sandbox: Sandbox) -> None:
         assert await asyncio.to_thread(post, sandbox.url) == (200, {"success": True})
         sandbox.down()
         with pytest.raises(urllib.error.HTTPError) as caught:
@@ -78,39 +80,39 @@ def test_a_client_of_another_make_works_unchanged() -> None:
         assert caught.value.code == 503
         caught.value.close()
 
-    play(scene)
+    with_sandbox(use)
 
 
-def test_queries_are_decoded() -> None:
-    async def scene(sandbox: Sandbox) -> None:
-        await ask_send(sandbox, event(email="ada+x@example.com"))
+def test_a_query_is_decoded() -> None:
+    async def use(sandbox: Sandbox) -> None:
+        await send_to(sandbox, event(email="ada+x@example.com"))
         path = "/api/v1/contacts/find?email=ada%2Bx%40example.com"
-        (contact,) = (await ask(sandbox, "GET", path)).json()
+        (contact,) = (await fetch(sandbox, "GET", path)).json()
         assert contact["email"] == "ada+x@example.com"
 
-    play(scene)
+    with_sandbox(use)
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/lists", "/apiv1/lists", "/api"])
-def test_paths_outside_the_api_are_unknown_routes(path: str) -> None:
-    async def scene(sandbox: Sandbox) -> None:
-        assert (await ask(sandbox, "GET", path)).status == 404
-        assert (await ask(sandbox, "GET", path, headers={})).status == 401
+def test_a_path_outside_the_api_is_an_unknown_route(path: str) -> None:
+    async def use(sandbox: Sandbox) -> None:
+        assert (await fetch(sandbox, "GET", path)).status == 404
+        assert (await fetch(sandbox, "GET", path, headers={})).status == 401
 
-    play(scene)
-
-
-def test_a_head_request_gets_no_body() -> None:
-    async def scene(sandbox: Sandbox) -> None:
-        reply = await ask(sandbox, "HEAD", "/api/v1/lists")
-        assert (reply.status, reply.body) == (405, b"")
-        assert reply.headers["allow"] == "GET"
-
-    play(scene)
+    with_sandbox(use)
 
 
-def test_a_body_over_one_megabyte_answers_413() -> None:
-    async def scene(sandbox: Sandbox) -> None:
+def test_a_response_to_head_has_no_body() -> None:
+    async def use(sandbox: Sandbox) -> None:
+        response = await fetch(sandbox, "HEAD", "/api/v1/lists")
+        assert (response.status, response.body) == (405, b"")
+        assert response.headers["allow"] == "GET"
+
+    with_sandbox(use)
+
+
+def test_a_body_over_one_megabyte_returns_413() -> None:
+    async def use(sandbox: Sandbox) -> None:
         headers = {**AUTH, "Expect": "100-continue"}
         connection = await Connection.open(sandbox)
         await connection.write("POST", PATH, b" " * 2**20 + b"  ", headers)
@@ -118,13 +120,13 @@ def test_a_body_over_one_megabyte_answers_413() -> None:
         assert (await connection.read()).status == 413
         await connection.close()
 
-    assert play(scene).counts.by_status == {413: 1}
+    assert with_sandbox(use).counts.by_status == {413: 1}
 
 
-def test_a_client_that_expects_to_continue_may() -> None:
-    """curl, and with it PHP, waits a second for this before larger bodies."""
+def test_a_request_that_expects_100_continue_gets_it() -> None:
+    """curl, and with it PHP, waits a second for it before it sends a larger body."""
 
-    async def scene(sandbox: Sandbox) -> None:
+    async def use(sandbox: Sandbox) -> None:
         connection = await Connection.open(sandbox)
         headers = {**AUTH, "Expect": "100-continue"}
         await connection.write("POST", PATH, event(), headers)
@@ -132,22 +134,22 @@ def test_a_client_that_expects_to_continue_may() -> None:
         assert (await connection.read()).status == 200
         await connection.close()
 
-    play(scene)
+    with_sandbox(use)
 
 
-def test_a_body_cut_off_by_the_client_is_no_request() -> None:
-    async def scene(sandbox: Sandbox) -> None:
+def test_a_request_whose_body_breaks_off_is_not_recorded() -> None:
+    async def use(sandbox: Sandbox) -> None:
         connection = await Connection.open(sandbox)
         connection.writer.write(
             b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
         )
         await connection.writer.drain()
-        # Answered after the first bytes were, so those are being waited on now.
-        await ask(sandbox, "GET", "/api/v1/lists")
+        # This response comes after the sandbox has read the first bytes.
+        await fetch(sandbox, "GET", "/api/v1/lists")
         await connection.close()
-        await ask(sandbox, "GET", "/api/v1/lists")
+        await fetch(sandbox, "GET", "/api/v1/lists")
 
-    assert play(scene).counts.requests == 2
+    assert with_sandbox(use).counts.requests == 2
 
 
 @pytest.mark.parametrize(
@@ -161,160 +163,173 @@ def test_a_body_cut_off_by_the_client_is_no_request() -> None:
         ("empty-after", 200, b""),
     ],
 )
-def test_an_answering_fault_answers_with_or_without_the_event(
+def test_a_fault_with_a_response_accepts_the_event_only_if_it_strikes_after(
     fault: str, status: int, body: bytes
 ) -> None:
-    async def scene(sandbox: Sandbox) -> None:
+    async def use(sandbox: Sandbox) -> None:
         sandbox.script(fault)
-        reply = await ask_send(sandbox, event(), "k1")
-        assert reply.status == status
-        assert body in reply.body
-        assert bool(reply.body) == bool(body)
+        response = await send_to(sandbox, event(), "k1")
+        assert response.status == status
+        assert body in response.body
+        assert bool(response.body) == bool(body)
 
-    sandbox = play(scene)
+    sandbox = with_sandbox(use)
     assert len(sandbox.events) == fault.endswith("-after")
     (request,) = sandbox.requests
     assert (request.status, request.fault) == (status, fault)
 
 
-def test_an_injected_429_says_that_nothing_remains() -> None:
-    async def scene(sandbox: Sandbox) -> None:
+def test_an_injected_429_has_rate_headers_and_no_remaining_requests() -> None:
+    async def use(sandbox: Sandbox) -> None:
         sandbox.script("429")
-        reply = await ask_send(sandbox, event())
-        assert reply.status == 429
-        assert reply.headers["x-ratelimit-limit"] == "10"
-        assert reply.headers["x-ratelimit-remaining"] == "0"
-        assert reply.headers["retry-after"] == "3"
-        assert (await ask_send(sandbox, event())).status == 200
+        response = await send_to(sandbox, event())
+        assert response.status == 429
+        assert response.headers["x-ratelimit-limit"] == "10"
+        assert response.headers["x-ratelimit-remaining"] == "0"
+        assert response.headers["retry-after"] == "3"
+        assert (await send_to(sandbox, event())).status == 200
 
-    play(scene, period=2.5, behaviour=Behaviour(retry_after="seconds"))
+    with_sandbox(use, period=2.5, behaviour=Behaviour(retry_after="seconds"))
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
 @pytest.mark.parametrize("kind", ["close", "garbage", "reset"])
-def test_a_breaking_fault_breaks_the_connection(kind: str, where: str) -> None:
+def test_a_connection_fault_breaks_the_connection_before_or_after_acceptance(
+    kind: str, where: str
+) -> None:
     fault = f"{kind}-{where}"
 
-    async def scene(sandbox: Sandbox) -> None:
+    async def use(sandbox: Sandbox) -> None:
         if kind == "reset":
             with pytest.raises(ConnectionResetError):
-                await struck(sandbox, fault)
+                await bytes_of(sandbox, fault)
         else:
-            delivered = await struck(sandbox, fault)
-            assert bool(delivered) == (kind == "garbage")
-            assert not delivered.startswith(b"HTTP")
-        again = await ask_send(sandbox, event(), "k1")
-        assert again.status == (409 if where == "after" else 200)
+            received = await bytes_of(sandbox, fault)
+            assert bool(received) == (kind == "garbage")
+            assert not received.startswith(b"HTTP")
+        repeated = await send_to(sandbox, event(), "k1")
+        assert repeated.status == (409 if where == "after" else 200)
 
-    sandbox = play(scene)
+    sandbox = with_sandbox(use)
     assert len(sandbox.events) == 1
     assert sandbox.requests[0].status is None
     assert sandbox.counts.faults == {fault: 1}
     assert sandbox.counts.unanswered == 1
 
 
-def test_a_truncated_answer_promises_more_than_it_brings() -> None:
-    async def scene(sandbox: Sandbox) -> None:
-        head, _, body = (await struck(sandbox, "truncate-after")).partition(b"\r\n\r\n")
+def test_a_truncated_response_is_shorter_than_announced() -> None:
+    async def use(sandbox: Sandbox) -> None:
+        head, _, body = (await bytes_of(sandbox, "truncate-after")).partition(
+            b"\r\n\r\n"
+        )
         assert head.startswith(b"HTTP/1.1 200 OK")
         assert b"Content-Length: 4096" in head
         assert len(body) < 4096
 
-    assert len(play(scene).events) == 1
+    assert len(with_sandbox(use).events) == 1
 
 
 @pytest.mark.parametrize("fault", ["hang-before", "hang-after"])
-def test_a_hanging_fault_answers_nobody_and_stops_with_the_sandbox(fault: str) -> None:
-    async def scene(sandbox: Sandbox) -> None:
+def test_a_hanging_request_gets_no_response_and_ends_with_the_sandbox(
+    fault: str,
+) -> None:
+    async def use(sandbox: Sandbox) -> None:
         sandbox.script(fault, fault)
-        gone, staying = [await Connection.open(sandbox) for _ in "ab"]
-        for connection in (gone, staying):
+        closed, open_ = [await Connection.open(sandbox) for _ in "ab"]
+        for connection in (closed, open_):
             await connection.write("POST", PATH, event())
         await until(lambda: len(sandbox.requests) == 2)
-        await gone.close()
-        assert (await ask_send(sandbox, event())).status == 200
-        stayed = asyncio.create_task(staying.reader.read())
+        await closed.close()
+        assert (await send_to(sandbox, event())).status == 200
+        reading = asyncio.create_task(open_.reader.read())
         await asyncio.sleep(0)
         await sandbox.aclose()
         with contextlib.suppress(ConnectionError):
-            assert await stayed == b""
-        await staying.close()
+            assert await reading == b""
+        await open_.close()
 
-    assert len(play(scene).events) == (3 if fault == "hang-after" else 1)
+    assert len(with_sandbox(use).events) == (3 if fault == "hang-after" else 1)
 
 
-def test_a_client_gone_before_its_fate_is_settled_changes_nothing() -> None:
-    async def scene(sandbox: Sandbox) -> None:
+def test_a_request_whose_client_disconnects_is_still_processed() -> None:
+    async def use(sandbox: Sandbox) -> None:
         sandbox.script("hang-after", "reset-after", "close-after")
         for _ in "abc":
             connection = await Connection.open(sandbox)
             await connection.write("POST", PATH, event())
             await connection.close()
-        await until(lambda: len(sandbox.events) == 3)
-        await asyncio.sleep(0.02)
+        await until(lambda: len(sandbox.requests) == 3)
+        assert sandbox._edge is not None
+        tasks = sandbox._edge._tasks
+        await until(lambda: not tasks)
 
-    sandbox = play(scene, latency=0.01)
-    assert len(sandbox.requests) == 3
+    assert len(with_sandbox(use, latency=0.01).events) == 3
 
 
-def test_an_after_fault_waits_for_a_request_that_gets_through() -> None:
-    async def scene(sandbox: Sandbox) -> None:
+def test_a_scripted_after_fault_waits_for_an_accepted_request() -> None:
+    async def use(sandbox: Sandbox) -> None:
         sandbox.script("close-after", "close-after")
-        assert (await ask_send(sandbox, {})).status == 400
-        assert (await ask(sandbox, "POST", PATH, headers={})).status == 401
-        # The second one strikes the 409 of the retry: its event is in as well.
-        assert [await struck(sandbox), await struck(sandbox)] == [b"", b""]
-        assert (await ask_send(sandbox, event(), "k1")).status == 409
+        assert (await send_to(sandbox, {})).status == 400
+        assert (await fetch(sandbox, "POST", PATH, headers={})).status == 401
+        # The second fault strikes the 409 of the retry, whose event is accepted too.
+        assert [await bytes_of(sandbox), await bytes_of(sandbox)] == [b"", b""]
+        assert (await send_to(sandbox, event(), "k1")).status == 409
 
-    sandbox = play(scene)
+    sandbox = with_sandbox(use)
     faults = [request.fault for request in sandbox.requests]
     assert faults == [None, None, "close-after", "close-after", None]
 
 
-def test_an_outage_refuses_or_drops_everything_and_spends_no_script() -> None:
-    async def scene(sandbox: Sandbox) -> None:
+def test_an_outage_refuses_or_drops_each_request_and_keeps_the_script() -> None:
+    async def use(sandbox: Sandbox) -> None:
         sandbox.script("502")
         sandbox.down()
-        assert (await ask_send(sandbox, event())).status == 503
+        assert (await send_to(sandbox, event())).status == 503
         sandbox.down(drop=True)
-        assert await struck(sandbox) == b""
+        assert await bytes_of(sandbox) == b""
         sandbox.down(False)
-        assert (await ask_send(sandbox, event())).status == 502
+        assert (await send_to(sandbox, event())).status == 502
 
-    sandbox = play(scene)
+    sandbox = with_sandbox(use)
     assert [request.status for request in sandbox.requests] == [503, None, 502]
     assert sandbox.counts.faults == {"down": 2, "502": 1}
 
 
-def test_a_request_in_flight_refuses_its_twin() -> None:
-    async def scene(sandbox: Sandbox) -> None:
-        replies = await asyncio.gather(
-            *(ask_send(sandbox, event(), "k1") for _ in range(5))
+def test_concurrent_requests_with_one_key_are_accepted_once() -> None:
+    async def use(sandbox: Sandbox) -> None:
+        responses = await asyncio.gather(
+            *(send_to(sandbox, event(), "k1") for _ in range(5))
         )
-        assert sorted(reply.status for reply in replies) == [200, 409, 409, 409, 409]
+        assert sorted(response.status for response in responses) == [
+            200,
+            409,
+            409,
+            409,
+            409,
+        ]
 
-    sandbox = play(scene, processing=0.05)
+    sandbox = with_sandbox(use, processing=0.05)
     assert len(sandbox.events) == 1
 
 
-def test_stopping_in_the_middle_of_processing_leaves_the_key_unused() -> None:
-    async def scene(sandbox: Sandbox) -> None:
+def test_stopping_during_the_processing_leaves_the_key_unused() -> None:
+    async def use(sandbox: Sandbox) -> None:
         connection = await Connection.open(sandbox)
         headers = {**AUTH, "Idempotency-Key": "k1"}
         await connection.write("POST", PATH, event(), headers)
-        keys = sandbox._world.loops._keys
-        await until(lambda: keys.in_flight("k1"))
+        keys = sandbox._simulator.api.keys
+        await until(lambda: keys.is_in_flight("k1"))
         await sandbox.aclose()
-        assert not keys.in_flight("k1")
+        assert not keys.is_in_flight("k1")
         await connection.close()
 
-    assert play(scene, processing=3600).events == []
+    assert with_sandbox(use, processing=3600).events == []
 
 
-def test_stopping_is_prompt_whatever_the_connections_do() -> None:
-    """Idle, just accepted, half a request, waiting for a far answer."""
+def test_stopping_drops_connections_in_any_state() -> None:
+    """Idle, just accepted, within the head of a request, and before the response."""
 
-    async def scene(sandbox: Sandbox) -> None:
+    async def use(sandbox: Sandbox) -> None:
         connections = [await Connection.open(sandbox) for _ in range(4)]
         await connections[1].write("GET", "/api/v1/lists")
         connections[2].writer.write(b"POST /api HTTP/1.1\r\nContent-Le")
@@ -324,41 +339,50 @@ def test_stopping_is_prompt_whatever_the_connections_do() -> None:
         for connection in connections:
             await connection.close()
 
-    play(scene, latency_before=3600)
+    with_sandbox(use, latency_before=3600)
 
 
-def test_setup_latency_is_paid_once_per_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drawn: list[float] = []
-    draw = World.draw_delays
+@pytest.mark.parametrize("turns", range(6))
+def test_stopping_drops_a_request_that_has_just_arrived(turns: int) -> None:
+    async def use(sandbox: Sandbox) -> None:
+        connection = await Connection.open(sandbox)
+        await connection.write("POST", PATH, event())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await sandbox.aclose()
+        await connection.close()
 
-    def spy(world: World, *, first: bool) -> Delays:
-        delays = draw(world, first=first)
-        drawn.append(delays.setup)
-        return delays
+    assert with_sandbox(use, processing=3600).events == []
 
-    async def scene(sandbox: Sandbox) -> None:
-        for _ in "ab":
-            connection = await Connection.open(sandbox)
-            for _ in "abc":
+
+def test_setup_latency_delays_only_the_first_request_of_a_connection() -> None:
+    async def main() -> None:
+        now = asyncio.get_running_loop().time
+        async with Sandbox(api_key=KEY, setup_latency=1.0) as sandbox:
+            for _ in "ab":
+                connection, opened = await Connection.open(sandbox), now()
                 await connection.write("GET", "/api/v1/lists")
-                await connection.read()
-            await connection.close()
+                response = asyncio.create_task(connection.read())
+                await advance_until(response.done)
+                assert now() >= opened + 1.0
+                responded = now()
+                for _ in "bc":
+                    await connection.write("GET", "/api/v1/lists")
+                    await connection.read()
+                assert now() == responded
+                await connection.close()
 
-    monkeypatch.setattr(World, "draw_delays", spy)
-    play(scene, setup_latency=0.01)
-    assert drawn == [0.01, 0.0, 0.0] * 2
+    run_frozen(main())
 
 
 def test_a_sandbox_works_under_uvloop() -> None:
     uvloop = pytest.importorskip("uvloop")
 
-    async def stage() -> None:
+    async def main() -> None:
         async with Sandbox(api_key=KEY) as sandbox:
-            assert (await ask_send(sandbox, event(), "k1")).status == 200
+            assert (await send_to(sandbox, event(), "k1")).status == 200
             with pytest.raises(ConnectionResetError):
-                await struck(sandbox, "reset-before")
+                await bytes_of(sandbox, "reset-before")
             sandbox.script("hang-after")
             connection = await Connection.open(sandbox)
             await connection.write("POST", PATH, event())
@@ -367,27 +391,27 @@ def test_a_sandbox_works_under_uvloop() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(stage())
+        runner.run(main())
 
 
-@pytest.mark.parametrize("ticks", range(6))
-def test_stopping_drops_what_was_accepted_just_now(ticks: int) -> None:
+@pytest.mark.parametrize("turns", range(6))
+def test_stopping_drops_connections_that_are_being_accepted(turns: int) -> None:
     async def main() -> None:
         sandbox = Sandbox()
         await sandbox.start()
         address = ("127.0.0.1", urllib.parse.urlsplit(sandbox.url).port)
         with contextlib.ExitStack() as stack:
             sockets = [socket.socket() for _ in range(5)]
-            for one in sockets:
-                stack.enter_context(contextlib.closing(one))
-                one.setblocking(False)
-                one.connect_ex(address)
-            for _ in range(ticks):
+            for client in sockets:
+                stack.enter_context(contextlib.closing(client))
+                client.setblocking(False)
+                client.connect_ex(address)
+            for _ in range(turns):
                 await asyncio.sleep(0)
             await sandbox.aclose()
-            for one in sockets:
-                one.settimeout(10)
+            for client in sockets:
+                client.settimeout(10)
                 with contextlib.suppress(ConnectionError):
-                    assert one.recv(1) == b""
+                    assert client.recv(1) == b""
 
     asyncio.run(main())

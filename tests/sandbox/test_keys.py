@@ -1,25 +1,25 @@
-"""The memory of idempotency keys."""
+"""Idempotency keys and their lifetime."""
 
-from loops_async.sandbox._keys import REMEMBERED, Keys
+from loops_async.sandbox._keys import KEY_LIFETIME, IdempotencyKeys
 
 
-def test_keys_past_their_time_are_forgotten() -> None:
-    keys = Keys()
-    keys.burn("old", 0.0)
-    keys.burn("new", 10.0)
-    keys.burn("newer", REMEMBERED)
-    assert len(keys._used) == 2
-    assert [keys.used(key, REMEMBERED) for key in ("old", "new", "newer")] == [
+def test_an_expired_key_is_dropped() -> None:
+    keys = IdempotencyKeys()
+    keys.mark_used("old", 0.0)
+    keys.mark_used("new", 10.0)
+    keys.mark_used("newer", KEY_LIFETIME)
+    assert len(keys) == 2
+    assert [keys.is_used(key, KEY_LIFETIME) for key in ("old", "new", "newer")] == [
         False,
         True,
         True,
     ]
 
 
-def test_a_key_burned_again_is_remembered_from_then_on() -> None:
-    keys = Keys()
-    keys.burn("a", 0.0)
-    keys.burn("b", 1.0)
-    keys.burn("a", 2.0)
-    assert keys.used("a", REMEMBERED + 1)
-    assert not keys.used("b", REMEMBERED + 1)
+def test_a_key_used_again_expires_24_hours_after_its_last_use() -> None:
+    keys = IdempotencyKeys()
+    keys.mark_used("a", 0.0)
+    keys.mark_used("b", 1.0)
+    keys.mark_used("a", 2.0)
+    assert keys.is_used("a", KEY_LIFETIME + 1)
+    assert not keys.is_used("b", KEY_LIFETIME + 1)

@@ -1,4 +1,4 @@
-"""The Sandbox object: settings, records, time and assertions."""
+"""The Sandbox class: settings, records, time and assertions."""
 
 import ast
 import asyncio
@@ -6,15 +6,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+from support.clients import KEY
 
 import loops_async.sandbox
 from loops_async.sandbox import FAULTS, Behaviour, Sandbox
 
-from .support import AUTH, KEY, Connection, ask, ask_send, event, send
+from .support import AUTH, Connection, event, fetch, send, send_to
 
 
-def test_the_public_names_are_these() -> None:
+def test_the_public_names_are_pinned() -> None:
     assert loops_async.sandbox.__all__ == [
         "FAULTS",
         "Behaviour",
@@ -23,11 +25,12 @@ def test_the_public_names_are_these() -> None:
         "SandboxContact",
         "SandboxEvent",
         "SandboxRequest",
+        "SandboxResponse",
     ]
 
 
-def test_it_imports_nothing_of_the_sdk() -> None:
-    """An oracle that shared code with the client would share its mistakes."""
+def test_the_sandbox_imports_nothing_from_the_sdk() -> None:
+    """A sandbox that shared code with the client would share its errors."""
     for path in Path(loops_async.sandbox.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -60,7 +63,10 @@ def test_it_imports_nothing_of_the_sdk() -> None:
         ({"processing": "slow"}, "processing"),
         ({"setup_latency": None}, "setup_latency"),
         ({"faults": {"nope": 0.1}}, "faults: no fault is named 'nope'"),
-        ({"faults": {"502": -0.1}}, "faults: 502 needs a probability, not -0.1"),
+        (
+            {"faults": {"502": -0.1}},
+            "faults: the probability of 502 must be a number .*, not -0.1",
+        ),
         ({"faults": {"502": 0.6, "503": 0.5}}, "faults must add up to at most 1"),
         ({"properties": {"a": "array"}}, "properties: a must be one of .* 'array'"),
         ({"max_requests": 0}, "max_requests"),
@@ -69,7 +75,7 @@ def test_it_imports_nothing_of_the_sdk() -> None:
         ({"properties": ["plan"]}, "properties must be a mapping"),
     ],
 )
-def test_a_bad_setting_is_named_with_its_value(
+def test_an_invalid_setting_is_named_with_its_value(
     settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -85,17 +91,17 @@ def test_a_bad_setting_is_named_with_its_value(
         {"fold_email": None},
     ],
 )
-def test_a_bad_switch_is_named(switches: dict[str, Any]) -> None:
+def test_an_invalid_switch_is_named(switches: dict[str, Any]) -> None:
     (name,) = switches
     with pytest.raises(ValueError, match=name):
         Behaviour(**switches)
 
 
-def test_ten_faults_of_a_tenth_each_are_not_too_many() -> None:
+def test_ten_faults_with_probability_a_tenth_are_valid() -> None:
     Sandbox(faults=dict.fromkeys(list(FAULTS)[:10], 0.1))
 
 
-def test_settings_stay_as_they_were_made() -> None:
+def test_settings_cannot_be_changed_except_for_a_valid_api_key() -> None:
     sandbox = Sandbox()
     with pytest.raises(AttributeError):
         sandbox.rate_limit = 20
@@ -103,60 +109,60 @@ def test_settings_stay_as_they_were_made() -> None:
         sandbox.api_key = ""
 
 
-def test_another_api_key_revokes_the_first() -> None:
-    async def scene() -> None:
+def test_a_new_api_key_revokes_the_first() -> None:
+    async def use() -> None:
         async with Sandbox(api_key=KEY) as sandbox:
-            assert (await ask(sandbox, "GET", "/api/v1/api-key")).status == 200
+            assert (await fetch(sandbox, "GET", "/api/v1/api-key")).status == 200
             sandbox.api_key = "another"
-            assert (await ask(sandbox, "GET", "/api/v1/api-key")).status == 401
+            assert (await fetch(sandbox, "GET", "/api/v1/api-key")).status == 401
 
-    asyncio.run(scene())
+    asyncio.run(use())
 
 
-def test_it_has_an_address_only_once_started_and_starts_once_at_a_time() -> None:
-    async def scene() -> None:
+def test_a_sandbox_has_a_url_once_started_and_can_restart_after_a_close() -> None:
+    async def use() -> None:
         sandbox = Sandbox(api_key=KEY)
         assert "not started, 10 per 1 s sliding" in repr(sandbox)
         with pytest.raises(RuntimeError, match="before it is started"):
             _ = sandbox.url
         await sandbox.aclose()
         await sandbox.start()
-        with pytest.raises(RuntimeError, match="started already"):
+        with pytest.raises(RuntimeError, match="already started"):
             await sandbox.start()
         assert sandbox.url.startswith("http://127.0.0.1:")
         assert sandbox.url.endswith("/api")
         assert sandbox.url in repr(sandbox)
-        await ask_send(sandbox, event())
+        await send_to(sandbox, event())
         await sandbox.aclose()
         async with sandbox:
-            await ask_send(sandbox, event())
+            await send_to(sandbox, event())
         assert "2 requests, 2 events accepted" in repr(sandbox)
 
-    asyncio.run(scene())
+    asyncio.run(use())
 
 
-def test_an_ipv6_address_is_bracketed() -> None:
-    async def scene() -> None:
+def test_an_ipv6_host_is_bracketed_in_the_url() -> None:
+    async def use() -> None:
         async with Sandbox(api_key=KEY, host="::1", rate_limit=None) as sandbox:
             assert sandbox.url.startswith("http://[::1]:")
             assert "no limit" in repr(sandbox)
-            assert (await ask_send(sandbox, event())).status == 200
+            assert (await send_to(sandbox, event())).status == 200
 
     try:
-        asyncio.run(scene())
+        asyncio.run(use())
     except OSError:
-        pytest.skip("no IPv6 here")
+        pytest.skip("this machine has no IPv6")
 
 
-def test_the_record_of_a_request_holds_what_was_received() -> None:
-    async def scene() -> Sandbox:
+def test_a_recorded_request_has_the_values_received() -> None:
+    async def use() -> Sandbox:
         async with Sandbox(api_key=KEY, clock=lambda: 5.0) as sandbox:
             path = "/api/v1/contacts/find?email=a%40b.c"
-            await ask(sandbox, "GET", path, headers={**AUTH, "X-Odd": "1"})
-            await ask_send(sandbox, event())
+            await fetch(sandbox, "GET", path, headers={**AUTH, "X-Odd": "1"})
+            await send_to(sandbox, event())
         return sandbox
 
-    first, second = asyncio.run(scene()).requests
+    first, second = asyncio.run(use()).requests
     assert (first.method, first.path) == ("GET", "/api/v1/contacts/find?email=a%40b.c")
     assert (first.status, first.fault, first.at) == (200, None, 5.0)
     assert "X-Odd" in list(first.headers)
@@ -165,20 +171,20 @@ def test_the_record_of_a_request_holds_what_was_received() -> None:
     assert KEY not in repr(first)
 
 
-def test_the_lists_are_bounded_and_the_counts_are_not() -> None:
-    async def scene() -> Sandbox:
+def test_the_records_are_bounded_and_the_counts_are_not() -> None:
+    async def use() -> Sandbox:
         async with Sandbox(api_key=KEY, max_requests=2, max_events=1) as sandbox:
             for n in range(4):
-                await ask_send(sandbox, event(f"e{n}"))
+                await send_to(sandbox, event(f"e{n}"))
         return sandbox
 
-    sandbox = asyncio.run(scene())
+    sandbox = asyncio.run(use())
     assert len(sandbox.requests) == 2
-    assert [one.name for one in sandbox.events] == ["e3"]
+    assert [event.name for event in sandbox.events] == ["e3"]
     assert (sandbox.counts.requests, sandbox.counts.accepted) == (4, 4)
 
 
-def test_time_moves_by_its_clock_and_by_hand() -> None:
+def test_sandbox_time_follows_the_clock_and_advance() -> None:
     times = [1.0]
     sandbox = Sandbox(clock=lambda: times[0])
     sandbox.advance(10)
@@ -190,26 +196,26 @@ def test_time_moves_by_its_clock_and_by_hand() -> None:
     assert 0 <= Sandbox().now < 60
 
 
-def test_a_day_can_pass_at_once() -> None:
-    async def scene() -> None:
+def test_advancing_the_clock_by_a_day_expires_a_key() -> None:
+    async def use() -> None:
         async with Sandbox(api_key=KEY) as sandbox:
             statuses = []
             for seconds in (0, 86_000, 401):
                 sandbox.advance(seconds)
-                statuses.append((await ask_send(sandbox, event(), "k1")).status)
+                statuses.append((await send_to(sandbox, event(), "k1")).status)
             assert statuses == [200, 409, 200]
 
-    asyncio.run(scene())
+    asyncio.run(use())
 
 
-def test_a_reset_forgets_everything_but_settings_address_and_time() -> None:
-    async def scene() -> None:
+def test_a_reset_keeps_only_settings_url_and_time() -> None:
+    async def use() -> None:
         async with Sandbox(api_key=KEY, seed=1, faults={"502": 0.5}) as sandbox:
             url = sandbox.url
             before: list[int] = []
             for trial in range(2):
                 statuses = [
-                    (await ask_send(sandbox, event(plan="pro"), f"k{n}")).status
+                    (await send_to(sandbox, event(plan="pro"), f"k{n}")).status
                     for n in range(8)
                 ]
                 assert {200, 502} == set(statuses)
@@ -227,7 +233,7 @@ def test_a_reset_forgets_everything_but_settings_address_and_time() -> None:
             assert sandbox.url == url
             assert sandbox.now >= 200
 
-    asyncio.run(scene())
+    asyncio.run(use())
 
 
 def test_latencies_are_drawn_from_their_ranges_and_repeat_with_the_seed() -> None:
@@ -240,8 +246,8 @@ def test_latencies_are_drawn_from_their_ranges_and_repeat_with_the_seed() -> Non
             processing=(1, 2),
             setup_latency=7,
         )
-        delays = [sandbox._world.draw_delays(first=n == 0) for n in range(50)]
-        return [(one.setup, one.before, one.processing, one.after) for one in delays]
+        delays = [sandbox._simulator.draw_delays(first=n == 0) for n in range(50)]
+        return [attrs.astuple(drawn) for drawn in delays]
 
     drawn = draw()
     assert drawn == draw()
@@ -252,36 +258,36 @@ def test_latencies_are_drawn_from_their_ranges_and_repeat_with_the_seed() -> Non
         assert 0.6 <= after <= 0.7
 
 
-def test_lists_are_ids_or_named_and_the_documented_one_is_known() -> None:
-    async def known(**settings: Any) -> Any:
+def test_mailing_lists_are_ids_or_names_and_default_to_the_documented_one() -> None:
+    async def mailing_lists(**settings: Any) -> Any:
         async with Sandbox(api_key=KEY, **settings) as sandbox:
-            return (await ask(sandbox, "GET", "/api/v1/lists")).json()
+            return (await fetch(sandbox, "GET", "/api/v1/lists")).json()
 
-    async def scene() -> None:
-        (documented,) = await known()
+    async def use() -> None:
+        (documented,) = await mailing_lists()
         assert documented["id"] == "cm06f5v0e45nf0ml5754o9cix"
-        (bare,) = await known(lists=["a"])
+        (bare,) = await mailing_lists(lists=["a"])
         assert (bare["id"], bare["name"]) == ("a", "a")
-        (named,) = await known(lists={"a": "News"})
+        (named,) = await mailing_lists(lists={"a": "News"})
         assert (named["id"], named["name"]) == ("a", "News")
 
-    asyncio.run(scene())
+    asyncio.run(use())
 
 
-def test_the_properties_of_the_team_are_a_setting() -> None:
-    async def scene() -> None:
+def test_custom_properties_come_from_the_settings() -> None:
+    async def use() -> None:
         kinds = {"plan": "string", "seats": "number"}
         async with Sandbox(api_key=KEY, properties=kinds) as sandbox:
             path = "/api/v1/contacts/properties?list=custom"
-            listed = (await ask(sandbox, "GET", path)).json()
+            listed = (await fetch(sandbox, "GET", path)).json()
         assert {one["key"]: one["type"] for one in listed} == kinds
 
-    asyncio.run(scene())
+    asyncio.run(use())
 
 
-def test_what_a_client_changes_in_the_views_changes_nothing_inside() -> None:
+def test_changes_to_the_returned_records_do_not_change_the_sandbox() -> None:
     sandbox = Sandbox()
-    send(sandbox._world.loops, event(), authorization=f"Bearer {sandbox.api_key}")
+    send(sandbox._simulator.api, event(), authorization=f"Bearer {sandbox.api_key}")
     sandbox.events.clear()
     sandbox.contacts[0].properties["source"] = "x"  # type: ignore[index]
     assert len(sandbox.events) == 1
@@ -301,9 +307,9 @@ def filled() -> Sandbox:
     ]
     for n, body in enumerate(bodies):
         bearer = f"Bearer {sandbox.api_key}"
-        loops = sandbox._world.loops
-        answer = send(loops, body, authorization=bearer, idempotency_key=f"k{n}")
-        assert answer.status == 200
+        api = sandbox._simulator.api
+        response = send(api, body, authorization=bearer, idempotency_key=f"k{n}")
+        assert response.status == 200
     return sandbox
 
 
@@ -324,7 +330,7 @@ def filled() -> Sandbox:
         {"name": "signup", "idempotency_key": "k1"},
     ],
 )
-def test_an_assertion_holds_for_what_arrived(
+def test_an_assertion_holds_for_a_matching_event(
     filled: Sandbox, wanted: dict[str, Any]
 ) -> None:
     assert filled.assert_event(**wanted).name == wanted["name"]
@@ -345,20 +351,20 @@ def test_an_assertion_holds_for_what_arrived(
         {"name": "signup", "event_properties": None},
     ],
 )
-def test_an_assertion_fails_for_what_did_not(
+def test_an_assertion_fails_without_a_matching_event(
     filled: Sandbox, wanted: dict[str, Any]
 ) -> None:
     with pytest.raises(AssertionError):
         filled.assert_event(**wanted)
 
 
-def test_a_failed_assertion_shows_what_did_arrive(filled: Sandbox) -> None:
+def test_a_failed_assertion_lists_the_accepted_events(filled: Sandbox) -> None:
     with pytest.raises(AssertionError) as caught:
         filled.assert_event("signup", email="eve@example.com", times=2)
     listed = "cm06f5v0e45nf0ml5754o9cix"
     expected = f"""\
-expected 2 events with name='signup', email='eve@example.com'; 0 arrived
-3 arrived in all:
+expected 2 events with name='signup', email='eve@example.com'; found 0
+the sandbox accepted 3 events:
   'signup' email='ada@example.com' user_id='u1' event_properties={{'a': 1, 'b': True}} \
 contact_properties={{'plan': 'pro'}} idempotency_key='k0'
   'signup' email='ada@example.com' mailing_lists={{'{listed}': True}} \
@@ -367,22 +373,22 @@ idempotency_key='k1'
     assert str(caught.value) == expected
 
 
-def test_a_failed_assertion_shows_the_latest_of_many() -> None:
+def test_a_failed_assertion_lists_only_the_latest_of_many_events() -> None:
     sandbox = Sandbox(rate_limit=None)
-    with pytest.raises(AssertionError, match="no event arrived at all"):
+    with pytest.raises(AssertionError, match="accepted no event at all"):
         sandbox.assert_event("login", times=None)
     for n in range(25):
         body = event(f"e{n:02}")
-        send(sandbox._world.loops, body, authorization=f"Bearer {sandbox.api_key}")
+        send(sandbox._simulator.api, body, authorization=f"Bearer {sandbox.api_key}")
     with pytest.raises(AssertionError) as caught:
         sandbox.assert_event("login")
     lines = str(caught.value).splitlines()
-    assert lines[2] == "  ... 5 earlier ones"
+    assert lines[2] == "  ... 5 earlier events"
     assert "'e05'" in lines[3]
     assert len(lines) == 23
 
 
-def test_no_event_can_be_asserted(filled: Sandbox) -> None:
+def test_assert_no_event_fails_only_for_a_matching_event(filled: Sandbox) -> None:
     filled.assert_no_event("logout")
     filled.assert_no_event("login", user_id="u1")
     Sandbox().assert_no_event()
@@ -391,19 +397,21 @@ def test_no_event_can_be_asserted(filled: Sandbox) -> None:
             filled.assert_no_event(**wanted)
 
 
-def test_to_expect_an_event_no_times_is_a_mistake() -> None:
+def test_an_assertion_with_times_below_1_is_refused() -> None:
     with pytest.raises(ValueError, match="times must be at least 1 or None, not 0"):
         Sandbox().assert_event("x", times=0)
 
 
-def test_a_connection_may_carry_many_requests() -> None:
-    async def scene() -> None:
+def test_one_connection_carries_many_requests() -> None:
+    async def use() -> None:
         async with Sandbox(api_key=KEY, rate_limit=None) as sandbox:
             connection = await Connection.open(sandbox)
             for n in range(20):
                 await connection.write("POST", "/api/v1/events/send", event(f"e{n}"))
                 assert (await connection.read()).status == 200
             await connection.close()
-            assert [one.name for one in sandbox.events] == [f"e{n}" for n in range(20)]
+            assert [event.name for event in sandbox.events] == [
+                f"e{n}" for n in range(20)
+            ]
 
-    asyncio.run(scene())
+    asyncio.run(use())

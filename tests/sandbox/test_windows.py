@@ -17,7 +17,7 @@ from loops_async.sandbox._windows import (
 )
 
 KINDS = pytest.mark.parametrize("kind", ["sliding", "fixed", "bucket"])
-# Binary fractions, so that sums are exact.
+# Binary fractions, whose sums are exact.
 gaps = st.lists(st.integers(0, 300).map(lambda n: n / 256), max_size=80)
 limits = st.integers(1, 6)
 
@@ -28,7 +28,7 @@ def admitted(window: Window, gaps: list[float], charge: bool) -> list[float]:
 
 @settings(max_examples=60, deadline=None)
 @given(gaps, limits, st.booleans())
-def test_no_stretch_of_a_sliding_window_holds_more_than_the_limit(
+def test_no_interval_of_a_sliding_window_admits_more_than_the_limit(
     gaps: list[float], limit: int, charge: bool
 ) -> None:
     times = admitted(SlidingWindow(limit, 1.0), gaps, charge)
@@ -38,7 +38,7 @@ def test_no_stretch_of_a_sliding_window_holds_more_than_the_limit(
 
 @settings(max_examples=60, deadline=None)
 @given(gaps, limits, st.booleans())
-def test_no_fixed_window_holds_more_than_the_limit(
+def test_no_fixed_window_admits_more_than_the_limit(
     gaps: list[float], limit: int, charge: bool
 ) -> None:
     times = admitted(FixedWindow(limit, 1.0), gaps, charge)
@@ -48,7 +48,7 @@ def test_no_fixed_window_holds_more_than_the_limit(
 
 @settings(max_examples=60, deadline=None)
 @given(gaps, limits, st.booleans())
-def test_no_interval_gets_more_from_a_bucket_than_its_size_and_refill(
+def test_no_interval_of_a_bucket_admits_more_than_its_size_and_refill(
     gaps: list[float], limit: int, charge: bool
 ) -> None:
     times = admitted(TokenBucket(limit, 1.0), gaps, charge)
@@ -60,7 +60,7 @@ def test_no_interval_gets_more_from_a_bucket_than_its_size_and_refill(
 @KINDS
 @settings(max_examples=40, deadline=None)
 @given(gaps=gaps, limit=limits)
-def test_what_remains_is_admitted_and_no_more(
+def test_a_window_admits_exactly_the_remaining_requests(
     kind: Any, gaps: list[float], limit: int
 ) -> None:
     window = make_window(kind, limit, 1.0)
@@ -76,7 +76,7 @@ def test_what_remains_is_admitted_and_no_more(
 @KINDS
 @settings(max_examples=40, deadline=None)
 @given(gaps=gaps, limit=limits, charge=st.booleans())
-def test_after_the_wait_the_next_request_is_admitted(
+def test_a_window_admits_a_request_after_its_wait(
     kind: Any, gaps: list[float], limit: int, charge: bool
 ) -> None:
     window = make_window(kind, limit, 1.0)
@@ -96,7 +96,7 @@ def test_a_refund_admits_one_more(kind: Any) -> None:
 
 
 @KINDS
-def test_a_refund_of_another_window_changes_nothing(kind: Any) -> None:
+def test_a_refund_after_the_window_has_passed_changes_nothing(kind: Any) -> None:
     window = make_window(kind, 2, 1.0)
     window.take(5.0, charge_refused=False)
     assert window.remaining(7.0) == 2
@@ -104,7 +104,7 @@ def test_a_refund_of_another_window_changes_nothing(kind: Any) -> None:
     assert window.remaining(7.0) == 2
 
 
-def test_a_charged_refusal_keeps_a_hammering_client_out_of_a_sliding_window() -> None:
+def test_charged_refusals_lock_a_persistent_client_out_of_a_sliding_window() -> None:
     window = SlidingWindow(1, 1.0)
     results = [window.take(0.5 * n, charge_refused=True) for n in range(6)]
     assert results == [True] + [False] * 5
