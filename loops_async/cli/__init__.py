@@ -7,8 +7,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line with the arguments of the process, and exit."""
-    # A character that the terminal cannot show must not end a run.
-    getattr(sys.stdout, "reconfigure", _nothing)(errors="replace")
+    # Replace characters that the terminal cannot encode instead of failing on them.
+    getattr(sys.stdout, "reconfigure", _ignore)(errors="replace")
     try:
         from ._main import cli
 
@@ -16,14 +16,17 @@ def main() -> None:
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] not in ("click", "rich"):
             raise
-    except KeyboardInterrupt:  # before click was there to see it
+    except KeyboardInterrupt:  # before click handles it
         sys.exit(130)
     sys.stderr.write("loops-async needs click and rich: " + _INSTALL + "\n")
     sys.exit(2)
 
 
-_INSTALL = "pip install 'loops-async[cli]'"
+_INSTALL = (
+    "install the extra 'cli': pip install 'loops-async[cli]', "
+    "or pip install '.[cli]' in a clone"
+)
 
 
-def _nothing(**_: str) -> None:
-    """Stand in for `reconfigure` where the stream has none."""
+def _ignore(**_: str) -> None:
+    """Stand in for `reconfigure` where the stream has no such method."""

@@ -1,7 +1,8 @@
-"""``loops-async backfill``: files of events, sent once each."""
+"""``loops-async backfill``: send the events of files, each once."""
 
 import asyncio
 import json
+import math
 import shutil
 import signal
 import sys
@@ -26,67 +27,54 @@ from loops_async import (
     Progress,
 )
 from loops_async._backfill.backfill import Backfill
-from loops_async._backfill.journal import Changes
-from loops_async._backfill.preview import refuse_to_repeat
+from loops_async._backfill.preview import Changes, refuse_to_repeat
 from loops_async._http.protocol import ends_run
 
-from . import _ending, _show
+from . import _pairs, _rendering
+from ._exit_codes import CONFIGURATION, FAILED, INTERRUPTED, UNKNOWN
 from ._options import client_options, finite
-from ._progress import STOPPING, Bar, duration, how_it_stands
-from ._result import CONFIGURATION, INTERRUPTED, REFUSED, UNKNOWN
+from ._progress import STOPPING, Intervals, ProgressDisplay, delay_reason, duration
+from ._run import exit_with, run, stop_on_signals
 
 _STDIN: Final = "-"
-_NOBODY: Final = "there is nobody to ask: check it with --dry-run, then say --yes"
-_MOST_EVENTS: Final = 20  # shown by name
-
-
-def _pairs(
-    _: click.Context, parameter: click.Parameter, given: tuple[str, ...]
-) -> dict[str, str]:
-    """Read NAME=VALUE, each name once."""
-    found: dict[str, str] = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not (name and equals and value):
-            msg = f"{pair!r} is not like {parameter.metavar}"
-            raise click.BadParameter(msg)
-        if name in found:
-            msg = f"{name} is given twice"
-            raise click.BadParameter(msg)
-        found[name] = value
-    return found
+_NO_TERMINAL: Final = (
+    "stdin is not a terminal, so no confirmation is possible: preview with "
+    "--dry-run, then pass --yes"
+)
+_MAX_NAMES: Final = 20  # event names in the preview
 
 
 @click.command("backfill", short_help="Send the events of CSV or JSON Lines files.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--event-name", metavar="NAME", help="For rows that name none.")
+@click.option("--event-name", metavar="NAME", help="Event name of rows that have none.")
 @click.option(
     "--map",
     "mapping",
     multiple=True,
     metavar="FIELD=COLUMN",
-    callback=_pairs,
-    help="Which column a field is in: email=Email, amount='Total due'.",
+    callback=_pairs.texts,
+    help="Column from which to read a field, such as email=E-Mail or "
+    "amount='Total due'; repeatable.",
 )
 @click.option(
     "--type",
     "types",
     multiple=True,
     metavar="FIELD=TYPE",
-    callback=_pairs,
-    help="number, boolean or date; cells are strings unless told.",
+    callback=_pairs.texts,
+    help="Type of a field that is not a string: number, boolean or date; repeatable.",
 )
 @click.option(
-    "--ignore", multiple=True, metavar="COLUMN", help="Leave this column out."
+    "--ignore", multiple=True, metavar="COLUMN", help="Column to skip; repeatable."
 )
 @click.option(
     "--format",
     "file_format",
     type=click.Choice(["csv", "jsonl"]),
-    help="If the file's name does not tell.",
+    help="Format of the files; if omitted, their names determine it.",
 )
-@click.option("--yes", is_flag=True, help="Send without asking.")
-@click.option("--dry-run", is_flag=True, help="Check every row, and write nothing.")
+@click.option("--yes", is_flag=True, help="Send without confirmation.")
+@click.option("--dry-run", is_flag=True, help="Check every row; send nothing.")
 @click.option(
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
@@ -94,31 +82,33 @@ def _pairs(
     show_default=True,
     metavar="N",
     callback=finite,
-    help="Events a second; Loops allows a team 10, and live traffic needs some.",
+    help="Events per second. Loops permits 10 to a team; leave some to live traffic.",
 )
 @click.option(
     "--journal",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="What makes it safe to run it again.  [default: FILE.journal.db]",
+    help="File with the progress of the run, from which a later run continues.  "
+    "[default: FILE.journal.db]",
 )
 @click.option(
     "--rejects",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Where rows that are not accepted go.  [default: FILE.rejects.jsonl]",
+    help="File for invalid and rejected rows.  [default: FILE.rejects.jsonl]",
 )
 @click.option(
     "--max-errors",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Stop when more rows are invalid or rejected.",
+    help="Stop if more than N rows are invalid or rejected.",
 )
 @click.option(
     "--resend-unknown",
     is_flag=True,
-    help="Send again what Loops may have or not; a day later it may be taken twice.",
+    help="Send rows with an unknown outcome again; after 24 hours Loops may accept "
+    "them twice.",
 )
 @client_options
-@click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *,
     files: tuple[str, ...],
@@ -135,15 +125,16 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Send every event of each FILE, once, at a steady rate.
+    """Send the event of each row of the FILEs once, at a steady rate.
 
-    CSV or JSON Lines, plain or .gz; - is standard input. Columns are named
-    email, user_id, event_name, event_properties.NAME, contact_properties.NAME,
-    mailing_lists.ID, idempotency_key, or in camelCase.
+    Files are CSV or JSON Lines, plain or .gz; - is standard input. Columns
+    are named email, user_id, event_name, idempotency_key,
+    event_properties.NAME, contact_properties.NAME or mailing_lists.ID, or the
+    same in camelCase.
 
-    Every row is checked before the first is sent. Ctrl-C, or a crash: run the
-    same command again and it goes on where it was. Old events start
-    workflows in Loops like new ones.
+    The command checks all rows before it sends the first. After Ctrl-C or a
+    crash, run the same command again to continue. Old events start workflows
+    in Loops just as new ones do.
 
     \b
     loops-async backfill signups.csv --event-name signup --type amount=number
@@ -151,22 +142,22 @@ def command(
     \b
     Exit codes:
       0    all accepted, now or before
-      1    some rows are invalid or were refused: see the rejects
+      1    some rows are invalid or rejected: see the rejects file
       2    wrong usage
-      3    a file or setting cannot be used, or the API key was refused
-      4    some are unknown or still pending: run it again
-      130  interrupted, or the answer was no
+      3    a file or setting cannot be used, or Loops rejected the API key
+      4    some rows are pending (run the command again) or unknown
+      130  interrupted, or not confirmed
     """  # noqa: D301 - click reads \b
-    asks = not yes and not dry_run
-    nobody = _STDIN in files or not _somebody()
+    needs_confirmation = not yes and not dry_run
+    cannot_confirm = _STDIN in files or not _is_terminal()
     journal = options["journal"] or Path(f"{files[0]}.journal.db")
-    if asks and nobody and not journal.exists():
-        raise click.UsageError(_NOBODY)
+    if needs_confirmation and cannot_confirm and not journal.exists():
+        raise click.UsageError(_NO_TERMINAL)
     if _STDIN in files and not dry_run and options["journal"] is None:
-        raise click.UsageError("standard input needs --journal FILE, to go on from")
-    if files[0] == _STDIN and not dry_run:  # there is no place beside it
+        msg = "standard input needs --journal FILE, so that a later run can continue"
+        raise click.UsageError(msg)
+    if files[0] == _STDIN and not dry_run:  # no input file names the rejects
         options["rejects"] = options["rejects"] or f"{options['journal']}.rejects.jsonl"
-    console = _show.console(stderr=True)
     try:
         client = AsyncLoopsClient(
             api_key, base_url=base_url, rate_limit=rate, dry_run=dry_run
@@ -180,30 +171,35 @@ def command(
         )
         with _spooled(files, file_format or "jsonl") as paths:
             job = Backfill(paths, client, input_options=input_options, **options)
-            bar = Bar(console, rate)
-            shown = _Shown(console, bar, rate, asks=asks)
             if dry_run:
-                _end_check(asyncio.run(job.check()), shown, as_json=as_json)
-            job.confirm = shown.confirm
-            report = _ending.run(_sent(job, client, bar), as_json=as_json)
-        _end(report, stopping=job.stopping, as_json=as_json)
+                _report_check(asyncio.run(job.check()), rate, as_json=as_json)
+            report = run(
+                _send(job, client, rate, needs_confirmation=needs_confirmation),
+                as_json=as_json,
+            )
+        _report(report, stopping=job.stopping, as_json=as_json)
     except LoopsError as error:
-        _ending.fail(error, as_json=as_json)
+        exit_with(error, as_json=as_json)
 
 
-def _somebody() -> bool:
-    """Tell whether there is somebody to ask; Python may have no input at all."""
+def _is_terminal() -> bool:
+    """Return whether stdin is a terminal; a process may have no stdin."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 @contextmanager
 def _spooled(files: tuple[str, ...], file_format: str) -> Iterator[list[Path]]:
-    """Give standard input a file of that format, as it is read more than once."""
+    """Copy standard input to a temporary file, because a backfill reads it twice.
+
+    Args:
+        files: The inputs, one of which may be "-".
+        file_format: The format of standard input.
+    """
     if _STDIN not in files:
         yield [Path(file) for file in files]
         return
     if sys.stdin is None:
-        raise ConfigurationError("standard input is closed, so it cannot be read")
+        raise ConfigurationError("cannot read standard input: it is closed")
     with ExitStack() as stack:
         try:
             temporary = tempfile.TemporaryDirectory(prefix="loops-async-")
@@ -211,62 +207,80 @@ def _spooled(files: tuple[str, ...], file_format: str) -> Iterator[list[Path]]:
             with spool.open("wb") as file:
                 shutil.copyfileobj(sys.stdin.buffer, file)
         except OSError as error:
-            msg = f"standard input cannot be kept in a file: {error.strerror}"
+            msg = f"cannot copy standard input to a temporary file: {error.strerror}"
             raise ConfigurationError(msg) from None
         yield [spool if file == _STDIN else Path(file) for file in files]
 
 
-async def _sent(job: Backfill, client: AsyncLoopsClient, bar: Bar) -> BackfillReport:
-    """Run it; Ctrl-C lets what is under way end, a second one does not."""
+async def _send(
+    job: Backfill, client: AsyncLoopsClient, rate: float, *, needs_confirmation: bool
+) -> BackfillReport:
+    """Run the backfill; the first signal lets the requests in flight finish."""
+    console = _rendering.console(stderr=True)
+    display = ProgressDisplay(
+        console,
+        rate,
+        status=lambda: STOPPING if job.stopping else delay_reason(client.stats),
+        intervals=Intervals.current(),
+    )
+    confirmation = _Confirmation(console, display, rate, required=needs_confirmation)
     listening = False
 
-    def tell(progress: Progress) -> None:
+    def progressed(progress: Progress) -> None:
         nonlocal listening
-        if not listening:  # until then Ctrl-C just ends it: nothing was sent
+        if not listening:  # before the first send, Ctrl-C ends the command at once
             listening = True
-            _ending.on_signals(job.stop)
+            stop_on_signals(job.stop)
         failed = progress.invalid + progress.rejected
-        bar.tell(progress.rows - progress.pending, progress.rows, failed)
+        display.update(progress.rows - progress.pending, progress.rows, failed)
 
-    bar.note = lambda: STOPPING if job.stopping else how_it_stands(client.stats)
-    job.on_progress = tell
-    job.on_read = lambda rows: bar.tell(rows, 0)
-    async with client, bar:
+    job.confirm = confirmation.confirm
+    job.on_progress = progressed
+    job.on_read = lambda rows: display.update(rows, 0)
+    async with client, display:
         return await job.run()
 
 
 @attrs.frozen
-class _Shown:
-    """Shows what would be sent, and asks."""
+class _Confirmation:
+    """Shows the preview and asks the user to confirm it.
+
+    Attributes:
+        console: Receives the preview.
+        display: The progress so far, cleared for the question.
+        rate: Events per second.
+        required: Whether the user has to confirm.
+    """
 
     console: Console
-    bar: Bar
+    display: ProgressDisplay
     rate: float
-    asks: bool
+    required: bool
 
     def confirm(self, preview: Preview) -> bool:
         """Return True, or end the command."""
-        self.bar.clear()
-        _show_preview(preview, self.console, self.rate)
-        many = _show.count(preview.to_send, "event")
-        if not self.asks:
+        self.display.clear()
+        _print_preview(preview, self.console, self.rate)
+        if not self.required:
             refuse_to_repeat(preview.changes)
-        elif not _somebody():
-            raise click.UsageError(_NOBODY)
-        elif not _asked(f"Send {many} to Loops now?"):
-            more = " more" if _sent_before(preview) else ""
+        elif not _is_terminal():
+            raise click.UsageError(_NO_TERMINAL)
+        elif not _ask(f"Send {_rendering.count(preview.to_send, 'event')} to Loops?"):
+            self.display.end()
+            more = " more" if _has_sent(preview) else ""
             click.echo(f"nothing{more} was sent", err=True)
             click.get_current_context().exit(INTERRUPTED)
         return True
 
 
-def _sent_before(preview: Preview) -> bool:
-    gone = preview.changes is not None and preview.changes.sent_before > 0
-    return gone or preview.to_send < preview.rows - preview.invalid
+def _has_sent(preview: Preview) -> bool:
+    """Return whether an earlier run of the same journal has sent a row."""
+    removed = preview.changes is not None and preview.changes.sent_before > 0
+    return removed or preview.to_send < preview.rows - preview.invalid
 
 
-def _asked(question: str) -> bool:
-    # The handler of asyncio.run would note a Ctrl-C, and the question stand.
+def _ask(question: str) -> bool:
+    # The handler of asyncio.run would take effect only after the user's reply.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return click.confirm(question, err=True)
@@ -276,72 +290,81 @@ def _asked(question: str) -> bool:
         signal.signal(signal.SIGINT, before)
 
 
-def _show_preview(preview: Preview, console: Console, rate: float) -> None:
+def _print_preview(preview: Preview, console: Console, rate: float) -> None:
+    style = _rendering.WARNING
     for problem in preview.problems:
-        console.print(_show.printable(problem), style=_show.ODD, soft_wrap=True)
+        console.print(_rendering.printable(problem), style=style, soft_wrap=True)
     if preview.invalid > len(preview.problems):
-        more = preview.invalid - len(preview.problems)
-        console.print(f"and {more:,} more", style=_show.ODD)
+        others = preview.invalid - len(preview.problems)
+        more = _rendering.count(others, "more invalid row")
+        console.print(f"and {more}", style=style)
     if preview.changes is not None:
-        _show_changes(preview.changes, console)
+        _print_changes(preview.changes, console)
+    console.print(_event_table(preview))
+    facts = [_rendering.count(preview.rows, "row")]
+    if preview.invalid:
+        facts.append(f"{preview.invalid:,} invalid")
+    facts.append(_rendering.count(preview.contacts, "contact"))
+    console.print(", ".join(facts))
+    assert preview.seconds is not None
+    events = _rendering.count(preview.to_send, "event")
+    time = f"about {duration(math.ceil(preview.seconds))} at {rate:g} a second"
+    console.print(f"{events} to send, {time}")
+    if preview.sample is not None:
+        console.print("the first valid row:", style="dim")
+        sample = json.dumps(preview.sample, ensure_ascii=False)
+        console.print(_rendering.printable(sample), soft_wrap=True)
+    note = "Old events start workflows in Loops just as new ones do."
+    console.print(note, style="dim")
+
+
+def _event_table(preview: Preview) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right", style="bold")
     table.add_column()
-    for name, number in list(preview.events.items())[:_MOST_EVENTS]:
-        table.add_row(f"{number:,}", _show.printable(name))
-    if len(preview.events) > _MOST_EVENTS:
-        others = _show.count(len(preview.events) - _MOST_EVENTS, "other event")
+    for name, number in list(preview.events.items())[:_MAX_NAMES]:
+        table.add_row(f"{number:,}", _rendering.printable(name))
+    if len(preview.events) > _MAX_NAMES:
+        others = _rendering.count(len(preview.events) - _MAX_NAMES, "other event name")
         table.add_row("", f"and {others}")
-    console.print(table)
-    facts = [_show.count(preview.rows, "row")]
-    if preview.invalid:
-        facts.append(f"{preview.invalid:,} invalid")
-    facts.append(_show.count(preview.contacts, "contact"))
-    console.print(", ".join(facts))
-    assert preview.seconds is not None
-    takes = f"{duration(preview.seconds)} at {rate:g} a second"
-    console.print(f"{preview.to_send:,} to send in {takes}")
-    if preview.sample is not None:
-        console.print("the first of them:", style="dim")
-        sample = json.dumps(preview.sample, ensure_ascii=False)
-        console.print(_show.printable(sample), soft_wrap=True)
-    console.print("Events start workflows in Loops, old ones like new.", style="dim")
+    return table
 
 
-def _show_changes(changes: Changes, console: Console) -> None:
-    what = "The input, or how it is read, is not what it was when this run began:"
-    console.print(what, style=_show.ODD)
-    where = ", ".join(changes.first_new) + (
-        ", ..." if changes.new > len(changes.first_new) else ""
-    )
-    new = _show.count(changes.new, "row")
-    console.print(f"  {new} new, or mended: {_show.printable(where)}", soft_wrap=True)
+def _print_changes(changes: Changes, console: Console) -> None:
+    head = "The input, or an option, has changed since this run began:"
+    console.print(head, style=_rendering.WARNING)
+    lines = ", ".join(changes.first_new)
+    if changes.new > len(changes.first_new):
+        lines += ", ..."
+    new = _rendering.count(changes.new, "row")
+    lines = _rendering.printable(lines)
+    console.print(f"  new or corrected: {new} ({lines})", soft_wrap=True)
     if changes.dropped:
-        gone = _show.count(changes.dropped, "row")
-        console.print(f"  {gone} gone, and not sent; nor will they be")
+        dropped = _rendering.count(changes.dropped, "row")
+        console.print(f"  removed before sending: {dropped} (will not be sent)")
     if changes.sent_before:
-        sent = _show.count(changes.sent_before, "row")
-        console.print(f"  {sent} gone, but sent before")
-    console.print("To send all of it as a new run, give another --journal.")
+        sent = _rendering.count(changes.sent_before, "row")
+        console.print(f"  removed after sending: {sent}")
+    console.print("To send the whole input as a new run, pass another --journal.")
 
 
-def _end_check(preview: Preview, shown: _Shown, *, as_json: bool) -> None:
-    # A dry run has no limiter, so it cannot know.
-    preview = attrs.evolve(preview, seconds=preview.to_send / shown.rate)
+def _report_check(preview: Preview, rate: float, *, as_json: bool) -> None:
+    # A client in a dry run has no limiter, so its preview contains no duration.
+    preview = attrs.evolve(preview, seconds=preview.to_send / rate)
     if as_json:
         click.echo(json.dumps(attrs.asdict(preview)))
     else:
-        _show_preview(preview, shown.console, shown.rate)
+        _print_preview(preview, _rendering.console(stderr=True), rate)
         click.echo("nothing was sent")
-    click.get_current_context().exit(REFUSED if preview.invalid else 0)
+    click.get_current_context().exit(FAILED if preview.invalid else 0)
 
 
-def _end(report: BackfillReport, *, stopping: bool, as_json: bool) -> None:
+def _report(report: BackfillReport, *, stopping: bool, as_json: bool) -> None:
     if as_json:
-        told = attrs.asdict(report, recurse=False)
-        click.echo(json.dumps(told, default=str))
+        record = attrs.asdict(report, recurse=False)
+        click.echo(json.dumps(record, default=str))
     else:
-        _show_report(report)
+        _print_report(report)
     click.get_current_context().exit(_exit_code(report, stopping=stopping))
 
 
@@ -352,20 +375,20 @@ def _exit_code(report: BackfillReport, *, stopping: bool) -> int:
         return CONFIGURATION
     if report.unknown or report.pending:
         return UNKNOWN
-    return REFUSED if report.invalid or report.rejected else 0
+    return FAILED if report.invalid or report.rejected else 0
 
 
-def _show_report(report: BackfillReport) -> None:
-    out = _show.console()
-    out.print(_show.printable(str(report)), soft_wrap=True)
+def _print_report(report: BackfillReport) -> None:
+    out = _rendering.console()
+    out.print(_rendering.printable(str(report)), soft_wrap=True)
     if report.rejects is not None:
-        rejects = _show.printable(str(report.rejects))
-        out.print(f"what was not accepted, and why: {rejects}", soft_wrap=True)
+        rejects = _rendering.printable(str(report.rejects))
+        out.print(f"rows not accepted, with reasons: {rejects}", soft_wrap=True)
     if report.unknown:
         out.print(
-            f"{report.unknown:,} unknown: Loops may have them or not; "
+            f"{report.unknown:,} unknown: Loops may have accepted them; "
             "--resend-unknown sends them again",
             soft_wrap=True,
         )
     if report.pending:
-        out.print("run the same command to go on", soft_wrap=True)
+        out.print("run the same command again to continue", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Many events sent, and a picture of them as the server saw them."""
+"""A burst of events, and a picture of it as the server received it."""
 
 import asyncio
 from collections import Counter
@@ -14,20 +14,20 @@ from rich.text import Text
 from loops_async import AsyncLoopsClient, Event, SendReport
 from loops_async.sandbox import Sandbox, SandboxRequest
 
-from . import _show
+from . import _rendering
 
-_LOOK: Final = 0.05  # seconds between two pictures
+_REDRAW: Final = 0.05  # seconds between two pictures
 
 
 @attrs.frozen
-class Seen:
-    """What a server saw of a burst.
+class BurstSummary:
+    """The requests of a burst as a server received them.
 
     Attributes:
-        period: Seconds of its rate window.
-        allowed: Requests it allows in one.
-        arrivals: When each request came, in seconds after the first.
-        limited: How many of them it answered with 429.
+        period: Seconds of the server's rate window.
+        allowed: Requests that the server accepts in one period.
+        arrivals: Time of each request, in seconds after the first.
+        limited: Number of requests that got a 429.
     """
 
     period: float
@@ -38,22 +38,22 @@ class Seen:
     @classmethod
     def of(
         cls, requests: Sequence[SandboxRequest], *, period: float, allowed: int
-    ) -> "Seen":
-        """Read it off the requests of the burst."""
+    ) -> "BurstSummary":
+        """Summarize the requests that the sandbox recorded."""
         times = sorted(request.at for request in requests)
         arrivals = [at - times[0] for at in times]
         limited = sum(request.status == 429 for request in requests)
         return cls(period, allowed, arrivals, limited)
 
     @property
-    def most(self) -> int:
-        """The most requests in any stretch of one period, wherever it begins."""
-        most = first = 0
+    def peak(self) -> int:
+        """The largest number of requests in one period, wherever it begins."""
+        peak = first = 0
         for last, at in enumerate(self.arrivals):
             while self.arrivals[first] <= at - self.period:
                 first += 1
-            most = max(most, last - first + 1)
-        return most
+            peak = max(peak, last - first + 1)
+        return peak
 
     def rows(self) -> list[Text]:
         """Return a line for each period, with a block for each request."""
@@ -62,18 +62,25 @@ class Seen:
             self._row(at, per_row[at]) for at in range(max(per_row, default=-1) + 1)
         ]
 
-    def summary(self, of: int) -> Text:
-        """Return the line below the rows."""
+    def totals(self, expected: int) -> Text:
+        """Return the line below the rows.
+
+        Args:
+            expected: Number of events in the burst.
+        """
         sent = len(self.arrivals)
         return Text.assemble(
-            (f"   sent {sent} of {of}", "bold"),
-            f", at most {self.most} in any {self.period:g} s, allowed {self.allowed}, ",
-            "429s: ",
-            (str(self.limited), f"bold {_show.BAD if self.limited else _show.GOOD}"),
+            (f"   sent {sent} of {expected}", "bold"),
+            f", at most {self.peak} in any {self.period:g} s, "
+            f"allowed {self.allowed}, 429s: ",
+            (
+                str(self.limited),
+                f"bold {_rendering.BAD if self.limited else _rendering.GOOD}",
+            ),
         )
 
     def _row(self, number: int, sent: int) -> Text:
-        style = _show.GOOD if sent <= self.allowed else _show.BAD
+        style = _rendering.GOOD if sent <= self.allowed else _rendering.BAD
         return Text.assemble(
             (f"{number * self.period:7.1f} s  ", "dim"),
             ("█" * sent, style),
@@ -83,52 +90,53 @@ class Seen:
 
 
 async def burst(
-    loops: AsyncLoopsClient,
+    client: AsyncLoopsClient,
     sandbox: Sandbox,
     events: Sequence[Event],
     console: Console,
     *,
     allowed: int,
 ) -> SendReport:
-    """Send all the events and show how they go out.
+    """Send the events and display the requests as they arrive.
 
-    In a terminal the picture lives; elsewhere each line is printed once,
-    when it will not change any more.
+    A terminal shows a live picture. Any other output gets each line once, when
+    the line is final.
     """
     before = sandbox.counts.requests
-    sending = asyncio.create_task(loops.send_events(events))
+    sending = asyncio.create_task(client.send_events(events))
     picture = _Picture(console, len(events))
     try:
         with picture.live or nullcontext():
             final = False
             while not final:
-                await asyncio.wait([sending], timeout=_LOOK)
+                await asyncio.wait([sending], timeout=_REDRAW)
                 final = sending.done()
-                requests = sandbox.requests[before:]
-                seen = Seen.of(requests, period=sandbox.period, allowed=allowed)
-                picture.show(seen, final=final)
+                summary = BurstSummary.of(
+                    sandbox.requests[before:], period=sandbox.period, allowed=allowed
+                )
+                picture.draw(summary, final=final)
         return await sending
     finally:
         sending.cancel()
-        # Interrupted, nobody asked yet how they ended.
+        # Retrieve the exception so that asyncio does not report it.
         await asyncio.gather(sending, return_exceptions=True)
 
 
 class _Picture:
-    def __init__(self, console: Console, of: int) -> None:
+    def __init__(self, console: Console, expected: int) -> None:
         self._console = console
-        self._of = of
+        self._expected = expected
         self._printed = 0
         self.live: Live | None = None
         if console.is_terminal and not console.is_dumb_terminal:
             self.live = Live(console=console, auto_refresh=False)
 
-    def show(self, seen: Seen, *, final: bool) -> None:
-        lines = [*seen.rows(), Text(), seen.summary(self._of)]
+    def draw(self, summary: BurstSummary, *, final: bool) -> None:
+        lines = [*summary.rows(), Text(), summary.totals(self._expected)]
         if self.live is not None:
             self.live.update(Group(*lines), refresh=True)
             return
-        ready = lines if final else lines[:-3]
+        ready = lines if final else lines[:-3]  # the last row may still grow
         for line in ready[self._printed :]:
             self._console.print(line)
         self._printed = max(self._printed, len(ready))

@@ -1,5 +1,6 @@
-"""The commands, each loaded when it is asked for."""
+"""The command group, which imports each command when it is used."""
 
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -10,9 +11,9 @@ import click
 
 from loops_async import __version__
 
-from ._result import INTERRUPTED, UNWRITABLE
+from ._exit_codes import FAILED, INTERRUPTED
 
-# Command to the module that has it as ``command``, in the order of the help.
+# Each command and the module that defines it as `command`, in the order of the help.
 _COMMANDS: Final = {
     "demo": "_demo",
     "send": "_send",
@@ -20,10 +21,11 @@ _COMMANDS: Final = {
     "outbox": "_outbox",
     "sandbox": "_sandbox",
 }
+_SILENT: Final = logging.NullHandler()
 
 
 class _Commands(click.Group):
-    """Imports a command's module, and what that needs, only for that command."""
+    """Imports the module of a command, and its dependencies, only for that command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -39,36 +41,36 @@ class _Commands(click.Group):
         try:
             return super().main(*args, **extra)
         except OSError as error:
-            if not _is_of_output(error):
+            if not _concerns_output(error):
                 raise
-            with suppress(OSError):  # it may be the one that cannot be written
-                why = f"the output cannot be written: {error.strerror}"
-                click.echo(f"Error: {why}", err=True)
-            _let_go()
-            sys.exit(UNWRITABLE)
+            with suppress(OSError):  # stderr may be the unwritable stream
+                reason = f"cannot write the output: {error.strerror}"
+                click.echo(f"Error: {reason}", err=True)
+            _discard_buffers()
+            sys.exit(FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo(err=True)  # below the ^C
+            click.echo(err=True)  # continue below the ^C
             ctx.exit(INTERRUPTED)
 
 
-def _is_of_output(error: OSError) -> bool:
-    """Tell it from those of files, which have names, and those of our own."""
+def _concerns_output(error: OSError) -> bool:
+    """Return whether the error concerns a standard stream, which has no file name."""
     return error.errno is not None and error.filename is None
 
 
-def _let_go() -> None:
-    """Let what is left to be written go, or the end of Python would try again."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+def _discard_buffers() -> None:
+    """Discard unwritten output; otherwise Python fails on it again when it exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with suppress(OSError):
+        try:
             stream.flush()
-            continue
-        os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+        except OSError:
+            os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 @click.group(
@@ -79,9 +81,12 @@ def _let_go() -> None:
 @click.version_option(__version__, prog_name="loops-async")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Send events to Loops, and try it all without Loops.
+    """Send events to Loops.
 
-    Begin with `loops-async demo`: it needs no key and no network.
+    To see it at work, run `loops-async demo`: it needs no API key and no
+    network.
     """
+    # The commands report by themselves what the library also logs.
+    logging.getLogger("loops_async").addHandler(_SILENT)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 import math
 from collections.abc import Callable
@@ -7,63 +7,63 @@ from typing import Any, BinaryIO, Final, TypeVar
 import click
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_MOST_KEY_BYTES: Final = 4096
-_LEAST: Final = 1e-6  # less would be for ever
+_MAX_KEY_BYTES: Final = 4096
+_SMALLEST: Final = 1e-6  # at a smaller rate, a send would wait for years
 
 
 def client_options(command: _F) -> _F:
-    """Let a command be told what to send with: ``api_key`` and ``base_url``."""
+    """Add the options that set the client's ``api_key`` and ``base_url``."""
     for option in (
         click.option(
             "--api-key",
-            "--apikey",
-            "--api_key",
-            "--token",
-            "key_in_the_open",
+            "refused_api_key",
             is_flag=False,
             flag_value="",
             expose_value=False,
             hidden=True,
-            callback=_no_key_here,
+            callback=_refuse_api_key,
         ),
         click.option(
-            "--base-url", metavar="URL", help="Instead of LOOPS_BASE_URL or Loops."
+            "--base-url",
+            metavar="URL",
+            help="Address of the API; otherwise LOOPS_BASE_URL, or Loops itself.",
         ),
         click.option(
             "--api-key-file",
             "api_key",
             type=click.File("rb"),
-            callback=_read_key,
-            help="Read the API key from a file, - is standard input. "
-            "Otherwise it comes from LOOPS_API_KEY.",
+            metavar="FILE",
+            callback=_read_api_key,
+            help="Read the API key from FILE (- is standard input); otherwise it "
+            "comes from LOOPS_API_KEY.",
         ),
     ):
         command = option(command)
     return command
 
 
-def finite(_: click.Context, __: click.Parameter, given: float | None) -> float | None:
-    """Refuse what is no number to reckon with: nan, inf, next to nothing."""
-    if given is not None and not _LEAST <= given < math.inf:
-        msg = f"{given:g} is nothing to reckon with"
+def finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """Reject nan, inf and numbers that are too close to zero."""
+    if value is not None and not _SMALLEST <= value < math.inf:
+        msg = f"{value:g} is not a finite number of at least {_SMALLEST:g}"
         raise click.BadParameter(msg)
-    return given
+    return value
 
 
-def _no_key_here(_: click.Context, __: click.Parameter, given: str | None) -> None:
-    if given is not None:
+def _refuse_api_key(_: click.Context, __: click.Parameter, value: str | None) -> None:
+    if value is not None:
         msg = (
-            "the API key is not taken from the command line, where other processes "
-            "and the shell's history see it: set LOOPS_API_KEY, or write it to a "
-            "file and pass --api-key-file FILE (- is standard input)"
+            "an API key on the command line is visible to other processes and in the "
+            "shell's history: set LOOPS_API_KEY, or write the key to a file and pass "
+            "--api-key-file FILE (- is standard input)"
         )
         raise click.UsageError(msg)
 
 
-def _read_key(
+def _read_api_key(
     _: click.Context, __: click.Parameter, file: BinaryIO | None
 ) -> str | None:
     if file is None:
         return None
-    # What is no UTF-8 is no key either, and is refused as one.
-    return file.read(_MOST_KEY_BYTES).decode("utf-8-sig", errors="replace")
+    # Bytes that are not UTF-8 become replacement characters, which the client rejects.
+    return file.read(_MAX_KEY_BYTES).decode("utf-8-sig", errors="replace")

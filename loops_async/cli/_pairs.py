@@ -1,4 +1,8 @@
-"""``name=value`` and ``name:=json`` on the command line."""
+"""``NAME=VALUE`` and ``NAME:=JSON`` on the command line.
+
+A pair is split at its first ``=``. A colon directly before it announces JSON in the
+options that take values of several types; in all others it belongs to the name.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,70 +16,85 @@ Scalar: TypeAlias = str | int | float | bool | None
 
 
 def scalars(
-    _: click.Context, option: click.Parameter, texts: Sequence[str]
+    _: click.Context, option: click.Parameter, pairs: Sequence[str]
 ) -> dict[str, Scalar]:
-    """Read values: ``plan=Pro`` is a text, ``amount:=42`` is JSON.
+    """Read properties: ``plan=Pro`` is a string, ``amount:=42`` is JSON.
 
     Raises:
-        click.BadParameter: naming the option and the text.
+        click.BadParameter: If a pair is malformed.
     """
-    return _mapping(texts, option, "name=value or name:=JSON", _scalar)
+    form = "NAME=VALUE or NAME:=JSON"
+    return _parse(pairs, option, form, str, parse_json=_json_scalar)
 
 
 def memberships(
-    _: click.Context, option: click.Parameter, texts: Sequence[str]
+    _: click.Context, option: click.Parameter, pairs: Sequence[str]
 ) -> dict[str, bool]:
     """Read mailing lists: ``ID=true`` subscribes, ``ID=false`` unsubscribes.
 
     Raises:
-        click.BadParameter: naming the option and the text.
+        click.BadParameter: If a pair is malformed.
     """
-    return _mapping(texts, option, "ID=true or ID=false", _membership)
+    form = "ID=true or ID=false"
+    return _parse(pairs, option, form, _membership, parse_json=_membership)
 
 
 def probabilities(
-    _: click.Context, option: click.Parameter, texts: Sequence[str]
+    _: click.Context, option: click.Parameter, pairs: Sequence[str]
 ) -> dict[str, float]:
     """Read faults: ``close-after=0.1``.
 
     Raises:
-        click.BadParameter: naming the option and the text.
+        click.BadParameter: If a pair is malformed.
     """
-    return _mapping(texts, option, "FAULT=PROBABILITY", _probability)
+    return _parse(pairs, option, "FAULT=PROBABILITY", _probability)
 
 
-def _mapping(
-    texts: Sequence[str],
+def texts(
+    _: click.Context, option: click.Parameter, pairs: Sequence[str]
+) -> dict[str, str]:
+    """Read names, each with a text that is not empty: ``email=E-Mail: private``.
+
+    Raises:
+        click.BadParameter: If a pair is malformed.
+    """
+    return _parse(pairs, option, option.metavar or "NAME=VALUE", _text)
+
+
+def _parse(
+    pairs: Sequence[str],
     option: click.Parameter,
     form: str,
-    read: Callable[[str, bool], _V],
+    parse: Callable[[str], _V],
+    *,
+    parse_json: Callable[[str], _V] | None = None,
 ) -> dict[str, _V]:
     values: dict[str, _V] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        as_json = name.endswith(":")
-        name = name.removesuffix(":")
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        parse_value = parse
+        if parse_json is not None and name.endswith(":"):
+            name, parse_value = name.removesuffix(":"), parse_json
         if not equals or not name:
-            raise click.BadParameter(f"{_brief(text)} is not {form}", param=option)
+            raise click.BadParameter(f"{_brief(pair)} is not {form}", param=option)
         if name in values:
-            raise click.BadParameter(f"{_brief(name)} is given twice", param=option)
+            msg = f"{_brief(name)} is given more than once"
+            raise click.BadParameter(msg, param=option)
         try:
-            values[name] = read(value, as_json)
-        except ValueError as wrong:
-            raise click.BadParameter(f"{_brief(text)}: {wrong}", param=option) from None
+            values[name] = parse_value(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{_brief(pair)}: {error}", param=option) from None
     return values
 
 
-def _scalar(text: str, as_json: bool) -> Scalar:
-    if not as_json:
-        return text
+def _json_scalar(text: str) -> Scalar:
     try:
         value: Any = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        msg = f"{_brief(text)} is not JSON; a text is written with = alone"
+        msg = f"{_brief(text)} is not JSON; write a string with = instead of :="
         raise ValueError(msg) from None
     if isinstance(value, dict | list):
-        msg = "only a string, a number, true, false or null can be sent"
+        msg = "a value must be a string, a number, true, false or null"
         raise ValueError(msg)
     return value  # type: ignore[no-any-return]
 
@@ -84,9 +103,9 @@ def _refuse(constant: str) -> Never:
     raise ValueError(constant)
 
 
-def _membership(text: str, _: bool) -> bool:
+def _membership(text: str) -> bool:
     if text not in _MEMBERSHIPS:
-        msg = f"a list is true (subscribe) or false, not {_brief(text)}"
+        msg = f"must be true (subscribe) or false (unsubscribe), not {_brief(text)}"
         raise ValueError(msg)
     return _MEMBERSHIPS[text]
 
@@ -94,7 +113,7 @@ def _membership(text: str, _: bool) -> bool:
 _MEMBERSHIPS: Final = {"true": True, "false": False}
 
 
-def _probability(text: str, _: bool) -> float:
+def _probability(text: str) -> float:
     try:
         return float(text)
     except ValueError:
@@ -102,8 +121,14 @@ def _probability(text: str, _: bool) -> float:
         raise ValueError(msg) from None
 
 
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("the value is empty")
+    return text
+
+
 def _brief(text: str) -> str:
-    return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")
+    return repr(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…")
 
 
-_LONGEST: Final = 60
+_MAX_SHOWN: Final = 60

@@ -1,4 +1,4 @@
-"""``loops-async send``: one event."""
+"""``loops-async send``: send one event."""
 
 import asyncio
 import os
@@ -11,15 +11,16 @@ from rich.text import Text
 
 from loops_async import AsyncLoopsClient, Attempt, Event, LoopsError
 
-from . import _pairs, _show
+from . import _pairs, _rendering
+from ._advice import advice_for
+from ._exit_codes import SendInterruptedError, exit_code
 from ._options import client_options
-from ._result import Result, SendInterruptedError, accepted, exit_code, failed
-from ._words import words
+from ._send_result import SendResult
 
 
 @attrs.frozen(kw_only=True)
 class _Settings:
-    """What the client is told; None leaves a setting to the environment."""
+    """Settings of the client; None leaves a setting to the environment."""
 
     api_key: str | None = attrs.field(repr=False)
     base_url: str | None
@@ -30,7 +31,7 @@ class _Settings:
 
 @click.command("send", short_help="Send one event.")
 @click.argument("event_name", metavar="EVENT")
-@click.option("--email", metavar="EMAIL", help="The contact's email.")
+@click.option("--email", metavar="EMAIL", help="The contact's email address.")
 @click.option("--user-id", metavar="ID", help="The contact's user ID.")
 @click.option(
     "--prop",
@@ -38,7 +39,7 @@ class _Settings:
     multiple=True,
     metavar="NAME=VALUE",
     callback=_pairs.scalars,
-    help="An event property.",
+    help="Event property; repeatable.",
 )
 @click.option(
     "--contact",
@@ -46,7 +47,7 @@ class _Settings:
     multiple=True,
     metavar="NAME=VALUE",
     callback=_pairs.scalars,
-    help="A property to set on the contact; NAME:=null resets it.",
+    help="Property to set on the contact; NAME:=null clears it. Repeatable.",
 )
 @click.option(
     "--list",
@@ -54,13 +55,13 @@ class _Settings:
     multiple=True,
     metavar="ID=true|false",
     callback=_pairs.memberships,
-    help="A mailing list to subscribe to or to leave.",
+    help="Mailing list to subscribe to or to unsubscribe from; repeatable.",
 )
 @click.option(
     "--key",
     "idempotency_key",
     metavar="KEY",
-    help="The idempotency key; one is made if you give none.",
+    help="Idempotency key; a random one if omitted.",
 )
 @client_options
 @click.option(
@@ -69,7 +70,7 @@ class _Settings:
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="For one attempt; inf is no end.",
+    help="Limit for one attempt; inf means no limit.",
 )
 @click.option(
     "--deadline",
@@ -77,10 +78,14 @@ class _Settings:
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="For all attempts together.",
+    help="Limit for all attempts and pauses together; inf means no limit.",
 )
-@click.option("--dry-run", is_flag=True, help="Check and show it; needs no key.")
-@click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the event and show the request; needs no API key.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     *,
     api_key: str | None,
@@ -91,11 +96,11 @@ def command(
     as_json: bool,
     **fields: Any,
 ) -> None:
-    """Send EVENT for one contact, and wait until Loops has it.
+    """Send EVENT for one contact, and wait until Loops accepts it.
 
-    NAME=VALUE is a text; NAME:=JSON is a number, true, false, null or a
-    quoted string. Tries again by itself, always under the same key, so the
-    event is accepted once.
+    NAME=VALUE is a string; NAME:=JSON is a number, true, false, null or a
+    quoted string. Failed attempts are retried under the same idempotency key,
+    so Loops accepts the event once.
 
     \b
     loops-async send planUpgraded --email ada@example.com \\
@@ -104,10 +109,10 @@ def command(
     \b
     Exit codes:
       0    accepted, now or before
-      1    refused, or not valid
+      1    rejected or invalid
       2    wrong usage
-      3    a setting is wrong, or the API key was refused
-      4    unknown or not now: send it again with the same key
+      3    a setting is invalid, or Loops rejected the API key
+      4    unknown or not accepted yet: send it again with the same key
       130  interrupted
     """  # noqa: D301 - click reads \b
     settings = _Settings(
@@ -117,90 +122,99 @@ def command(
         deadline=deadline,
         dry_run=dry_run,
     )
-    _check_not_api_key(fields["idempotency_key"], settings)
-    progress = _Progress(_show.console(stderr=True))
+    _check_is_not_api_key(fields["idempotency_key"], settings)
+    attempts = _AttemptLog(_rendering.console(stderr=True))
     event: Event | None = None
     try:
         event = Event(**fields)
-        result = asyncio.run(_sent(event, settings, progress))
+        result = asyncio.run(_send(event, settings, attempts))
     except LoopsError as error:
-        _end(error, event, dry_run=dry_run, as_json=as_json)
+        _report_error(error, event, dry_run=dry_run, as_json=as_json)
     except KeyboardInterrupt:
-        text = "interrupted; the answer was not waited for"
+        text = "the command was interrupted before the response arrived"
         interrupted = SendInterruptedError(text, retryable=True, maybe_accepted=True)
-        interrupted.attempts = progress.ended
-        click.echo(err=True)  # below the ^C
-        _end(interrupted, event, dry_run=dry_run, as_json=as_json)
+        interrupted.attempts = attempts.finished
+        click.echo(err=True)  # continue below the ^C
+        _report_error(interrupted, event, dry_run=dry_run, as_json=as_json)
     else:
-        click.echo(result.to_json()) if as_json else _show_result(result, event)
+        click.echo(result.to_json()) if as_json else _print_result(result, event)
 
 
-def _check_not_api_key(key: str | None, settings: _Settings) -> None:
-    """Refuse an API key given as --key: the idempotency key is shown."""
-    secret = settings.api_key or os.environ.get("LOOPS_API_KEY")
-    if key is not None and secret is not None and key.strip() == secret.strip():
-        raise click.UsageError("--key is the idempotency key, and not the API key")
+def _check_is_not_api_key(key: str | None, settings: _Settings) -> None:
+    """Reject an API key passed as --key, because the idempotency key is displayed."""
+    api_key = settings.api_key or os.environ.get("LOOPS_API_KEY")
+    if key is not None and api_key is not None and key.strip() == api_key.strip():
+        msg = "--key takes the idempotency key of the event, not the API key"
+        raise click.UsageError(msg)
 
 
 @attrs.define
-class _Progress:
-    """Tells a terminal of the attempts that failed; elsewhere it is silent."""
+class _AttemptLog:
+    """Prints the failed attempts if the console is a terminal.
+
+    Attributes:
+        console: Receives the lines.
+        finished: Number of attempts that have ended.
+    """
 
     console: Console
-    ended: int = 0
+    finished: int = 0
 
-    def tell(self, attempt: Attempt) -> None:
-        self.ended = attempt.number
+    def record(self, attempt: Attempt) -> None:
+        self.finished = attempt.number
         if attempt.error is None or attempt.retry_in is None:
             return
         if self.console.is_terminal:
             status = "" if attempt.status is None else f" ({attempt.status})"
-            line = f"attempt {attempt.number}: {words(attempt.error).headline}{status}"
+            headline = advice_for(attempt.error).headline
+            line = f"attempt {attempt.number}: {headline}{status}"
             line += f"; attempt {attempt.number + 1} in {attempt.retry_in:.1f} s"
             self.console.print(line, style="dim")
 
 
-async def _sent(event: Event, settings: _Settings, progress: _Progress) -> Result:
+async def _send(event: Event, settings: _Settings, attempts: _AttemptLog) -> SendResult:
     async with AsyncLoopsClient(
         settings.api_key,
         base_url=settings.base_url,
         timeout=settings.timeout,
         deadline=settings.deadline,
         dry_run=settings.dry_run,
-        on_attempt=progress.tell,
-    ) as loops:
-        receipt = await loops.send_event(event)
-        body = loops.converter.unstructure(event) if settings.dry_run else None
-    return accepted(receipt, body)
+        on_attempt=attempts.record,
+    ) as client:
+        receipt = await client.send_event(event)
+        body = client.converter.unstructure(event) if settings.dry_run else None
+    return SendResult.from_receipt(receipt, body)
 
 
-def _end(
+def _report_error(
     error: LoopsError, event: Event | None, *, dry_run: bool, as_json: bool
 ) -> None:
     code = exit_code(error)
-    result = failed(error, event, dry_run=dry_run)
+    result = SendResult.from_error(error, event, dry_run=dry_run)
     if as_json:
         click.echo(result.to_json())
     else:
-        panel = _show.error_panel(error, result.idempotency_key, code)
-        _show.console(stderr=True).print(panel)
+        panel = _rendering.error_panel(error, result.idempotency_key, code)
+        _rendering.console(stderr=True).print(panel)
     click.get_current_context().exit(code)
 
 
-def _show_result(result: Result, event: Event) -> None:
-    out = _show.console()
+def _print_result(result: SendResult, event: Event) -> None:
+    out = _rendering.console()
     contact = event.email if event.email is not None else event.user_id
-    what = f"{event.event_name} for {contact}"
+    subject = f"{event.event_name} for {contact}"
     if result.body is not None:
-        out.print(f"{what} is valid; nothing was sent", style=_show.GOOD)
+        out.print(f"{subject} is valid; nothing was sent", style=_rendering.GOOD)
         out.print("POST /v1/events/send", style="bold")
         out.print(f"Idempotency-Key: {result.idempotency_key}", soft_wrap=True)
-        for line in _show.body_lines(result.body):
+        for line in _rendering.body_lines(result.body):
             out.print(line, soft_wrap=True)
         return
-    said = "was in before" if result.duplicate else "accepted"
-    line = Text.assemble(("✓ ", _show.GOOD), (said, _show.GOOD), f"  {what}")
+    outcome = "already accepted" if result.duplicate else "accepted"
+    line = Text.assemble((f"✓ {outcome}", _rendering.GOOD), f"  {subject}")
     out.print(line, soft_wrap=True)
-    took = _show.delivery(result.attempts, result.elapsed or 0.0, result.rate_limit)
-    out.print(f"  {took}", style="dim", soft_wrap=True)
+    details = _rendering.delivery(
+        result.attempts, result.elapsed or 0.0, result.rate_limit
+    )
+    out.print(f"  {details}", style="dim", soft_wrap=True)
     out.print(f"  key {result.idempotency_key}", style="dim", soft_wrap=True)

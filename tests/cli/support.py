@@ -1,5 +1,6 @@
-"""A sandbox that runs beside the test, and commands run against it."""
+"""A sandbox in a thread of its own, and commands that run against it."""
 
+import io
 import json
 import os
 import signal
@@ -13,23 +14,25 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from loops_async.cli._main import cli
+from loops_async.cli._progress import Intervals
 from loops_async.sandbox import Sandbox
 from loops_async.testing import serving
 
 API_KEY = "sk-not-to-be-seen-7f3a"
 LIST = "cm06f5v0e45nf0ml5754o9cix"
-NOTHING: Mapping[str, str | None] = {}
+NO_VARIABLES: Mapping[str, str | None] = {}
+FREQUENT = Intervals(line=0.01, bar=0.01)
 
 
 @contextmanager
 def running(**settings: Any) -> Iterator[Sandbox]:
-    """Run a sandbox in a thread of its own, as another process would."""
+    """Run a sandbox in a thread of its own."""
     with serving(Sandbox(**{"api_key": API_KEY, **settings})) as sandbox:
         yield sandbox
 
 
 def environment(sandbox: Sandbox | None) -> dict[str, str | None]:
-    """What points the commands at the sandbox; None unsets a variable."""
+    """Return the variables that lead to the sandbox; None unsets a variable."""
     if sandbox is None:
         return {"LOOPS_API_KEY": None, "LOOPS_BASE_URL": None}
     return {"LOOPS_API_KEY": sandbox.api_key, "LOOPS_BASE_URL": sandbox.url}
@@ -38,12 +41,14 @@ def environment(sandbox: Sandbox | None) -> dict[str, str | None]:
 def run(
     *arguments: str,
     sandbox: Sandbox | None = None,
-    env: Mapping[str, str | None] = NOTHING,
+    env: Mapping[str, str | None] = NO_VARIABLES,
     stdin: str | None = None,
+    intervals: Intervals | None = None,
 ) -> Result:
-    """Run a command in this process; the API key must not turn up."""
-    given = {"COLUMNS": "80", **environment(sandbox), **env}
-    result = CliRunner().invoke(cli, arguments, input=stdin, env=given)
+    """Run a command in this process, and check that the API key is not displayed."""
+    variables = {"COLUMNS": "80", **environment(sandbox), **env}
+    runner = CliRunner()
+    result = runner.invoke(cli, arguments, input=stdin, env=variables, obj=intervals)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert API_KEY not in result.output
@@ -51,33 +56,45 @@ def run(
 
 
 def run_json(*arguments: str, sandbox: Sandbox | None = None) -> tuple[int, Any]:
-    """Run a command with --json: its exit code and its one object."""
+    """Run a command with --json; return its exit code and its one object."""
     result = run(*arguments, "--json", sandbox=sandbox)
     (line,) = result.stdout.splitlines()
     return result.exit_code, json.loads(line)
 
 
 def flat(text: str) -> str:
-    """Undo the folding and the frame of a panel."""
+    """Return the text of a panel without its frame and its line breaks."""
     return " ".join(text.replace("│", " ").split())
+
+
+def displayed(text: str, times: int = 1) -> Callable[[], bool]:
+    """Return a condition: the command run by `run` has printed the text to stderr."""
+
+    def condition() -> bool:
+        buffer = getattr(sys.stderr, "buffer", None)  # of click's test runner
+        if not isinstance(buffer, io.BytesIO):
+            return False
+        return buffer.getvalue().count(text.encode()) >= times
+
+    return condition
 
 
 @contextmanager
 def interrupted_when(condition: Callable[[], object], number: int) -> Iterator[None]:
-    """Send this process a signal, once, when the condition holds."""
+    """Send this process one signal as soon as the condition holds."""
     with when(condition, lambda: os.kill(os.getpid(), number)):
         yield
 
 
 @contextmanager
-def when(condition: Callable[[], object], do: Callable[[], object]) -> Iterator[None]:
-    """Do something, once, as soon as the condition holds."""
+def when(condition: Callable[[], object], act: Callable[[], object]) -> Iterator[None]:
+    """Act once, in another thread, as soon as the condition holds."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.005):
             if condition():
-                do()
+                act()
                 return
 
     thread = threading.Thread(target=watch)
@@ -91,10 +108,10 @@ def when(condition: Callable[[], object], do: Callable[[], object]) -> Iterator[
 
 def start(*arguments: str, sandbox: Sandbox | None = None, **env: str) -> Any:
     """Start ``python -m loops_async`` with warnings as errors."""
-    told = {**os.environ, "COLUMNS": "80", **environment(sandbox), **env}
+    variables = {**os.environ, "COLUMNS": "80", **environment(sandbox), **env}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "loops_async", *arguments],
-        env={name: value for name, value in told.items() if value is not None},
+        env={name: value for name, value in variables.items() if value is not None},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -102,9 +119,13 @@ def start(*arguments: str, sandbox: Sandbox | None = None, **env: str) -> Any:
 
 
 def finish(process: Any, number: signal.Signals | None = None) -> tuple[int, str, str]:
-    """Wait for a process, after a signal if one is given."""
+    """Send a process the signal, if any, and wait for its end.
+
+    Returns:
+        The exit code, the standard output and the standard error.
+    """
     with process:
         if number is not None:
             process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     return process.returncode, out, err

@@ -1,4 +1,4 @@
-"""loops-async demo: the story is true, and readable in 80 columns."""
+"""loops-async demo: the page is true, and readable in 80 columns."""
 
 import asyncio
 import io
@@ -9,8 +9,8 @@ import signal
 import pytest
 from rich.console import Console
 
-from loops_async.cli._demo import tell
-from loops_async.cli._page import call
+from loops_async.cli._demo import show
+from loops_async.cli._demo_page import send_event_code
 from loops_async.sandbox import Sandbox
 
 from .support import finish, run, start
@@ -20,17 +20,18 @@ PLAIN = {"email": "test@example.com", "eventName": "testEvent"}
 
 
 @pytest.fixture(scope="module")
-def told() -> tuple[Sandbox, str]:
+def demo() -> tuple[Sandbox, str]:
+    """Return the sandbox of a demo, and the page."""
     file = io.StringIO()
     console = Console(file=file, width=80, highlight=False)
-    sandbox = asyncio.run(tell(console, period=0.2, pause=0.0))
+    sandbox = asyncio.run(show(console, period=0.2, pause=0.0))
     return sandbox, file.getvalue()
 
 
-def test_the_examples_of_the_documentation_are_sent_as_it_has_them(
-    told: tuple[Sandbox, str],
+def test_the_demo_sends_the_examples_of_the_loops_documentation(
+    demo: tuple[Sandbox, str],
 ) -> None:
-    sandbox, _ = told
+    sandbox, _ = demo
     bodies = [json.loads(request.body) for request in sandbox.requests[:5]]
     assert bodies == [
         PLAIN,
@@ -44,8 +45,10 @@ def test_the_examples_of_the_documentation_are_sent_as_it_has_them(
     assert keys[3:] == [KEY, KEY]
 
 
-def test_the_page_shows_the_requests_as_they_came(told: tuple[Sandbox, str]) -> None:
-    sandbox, page = told
+def test_the_page_shows_the_requests_that_the_sandbox_received(
+    demo: tuple[Sandbox, str],
+) -> None:
+    sandbox, page = demo
     first, second = sandbox.requests[:2]
     for name, value in first.headers.items():
         if name != "Authorization":
@@ -58,21 +61,24 @@ def test_the_page_shows_the_requests_as_they_came(told: tuple[Sandbox, str]) -> 
     assert "←  409" in page
 
 
-def test_a_lost_answer_is_recovered_under_the_same_key(
-    told: tuple[Sandbox, str],
+def test_a_lost_response_is_recovered_under_the_same_key(
+    demo: tuple[Sandbox, str],
 ) -> None:
-    sandbox, page = told
-    lost, again = sandbox.requests[5:7]
-    assert (lost.status, lost.fault, again.status) == (None, "close-after", 409)
+    sandbox, page = demo
+    lost, retry = sandbox.requests[5:7]
+    assert (lost.status, lost.fault, retry.status) == (None, "close-after", 409)
     key = lost.headers["Idempotency-Key"]
-    assert again.headers["Idempotency-Key"] == key
+    assert retry.headers["Idempotency-Key"] == key
     assert f"→  attempt 1  Idempotency-Key: {key}" in page
+    assert "←  no response  fault: accept, " in page
     assert f"→  attempt 2  Idempotency-Key: {key}" in page
     sandbox.assert_event("planUpgraded", email="ada@example.com", times=1)
 
 
-def test_mistakes_are_all_named_and_reach_nobody(told: tuple[Sandbox, str]) -> None:
-    _, page = told
+def test_all_problems_of_an_invalid_event_are_named_and_nothing_is_sent(
+    demo: tuple[Sandbox, str],
+) -> None:
+    _, page = demo
     for path in (
         "event_name",
         "email",
@@ -84,29 +90,31 @@ def test_mistakes_are_all_named_and_reach_nobody(told: tuple[Sandbox, str]) -> N
     assert "Requests that reached the server: 0." in page
 
 
-def test_the_burst_keeps_to_the_limit(told: tuple[Sandbox, str]) -> None:
-    sandbox, page = told
+def test_the_burst_stays_within_the_rate_limit(demo: tuple[Sandbox, str]) -> None:
+    sandbox, page = demo
     assert sandbox.counts.limited == 0
     assert "sent 40 of 40" in page
-    assert re.search(r"40 events in \d\.\d s: 40 accepted\.", page)
+    assert re.search(r"40 events in \d+\.\d s: 40 accepted\.", page)
 
 
-def test_the_page_ends_with_what_the_sandbox_holds(told: tuple[Sandbox, str]) -> None:
-    sandbox, page = told
+def test_the_page_ends_with_the_contacts_and_events_of_the_sandbox(
+    demo: tuple[Sandbox, str],
+) -> None:
+    sandbox, page = demo
     assert len(sandbox.contacts) == 5
     for contact in sandbox.contacts:
         assert re.search(rf"^   {contact.email} ", page, re.MULTILINE)
     assert re.search(r"lessonFinished +grace@example.com +10", page)
     assert "firstName=Ada planName=Pro" in page
-    assert "47 requests, 45 events accepted, 2 duplicates recognised" in page
+    assert "47 requests, 45 events accepted, 2 duplicates recognized" in page
 
 
-def test_no_line_is_wider_than_80_columns(told: tuple[Sandbox, str]) -> None:
-    _, page = told
+def test_no_line_of_the_page_exceeds_80_columns(demo: tuple[Sandbox, str]) -> None:
+    _, page = demo
     assert max(map(len, page.splitlines())) <= 80
 
 
-def test_the_command_tells_it_on_standard_output() -> None:
+def test_the_command_prints_the_page_to_standard_output() -> None:
     environment = {"NO_COLOR": "1", "FORCE_COLOR": "1", "TERM": "xterm"}
     result = run("demo", "--period", "0.1", env=environment)
     assert result.exit_code == 0
@@ -115,8 +123,8 @@ def test_the_command_tells_it_on_standard_output() -> None:
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", result.stdout)
 
 
-def test_a_real_process_tells_it_in_plain_lines() -> None:
-    """Whatever the environment says of Loops, nothing leaves the machine."""
+def test_a_process_without_a_terminal_prints_plain_lines() -> None:
+    """The environment's settings of Loops have no effect on the demo."""
     process = start(
         "demo",
         "--period",
@@ -132,8 +140,8 @@ def test_a_real_process_tells_it_in_plain_lines() -> None:
     assert "sent 40 of 40" in out
 
 
-def test_ctrl_c_ends_it_at_once_without_a_word() -> None:
-    """Also amid the burst, with sends still waiting for their permit."""
+def test_ctrl_c_ends_the_demo_at_once_without_a_message() -> None:
+    """This holds also in the burst, while events wait for a permit."""
     process = start("demo", "--period", "0.4", PYTHONUNBUFFERED="1")
     for line in process.stdout:
         if "0.0 s" in line:
@@ -142,11 +150,11 @@ def test_ctrl_c_ends_it_at_once_without_a_word() -> None:
     assert (code, err) == (130, "\n")
 
 
-def test_a_call_is_python_on_one_line_or_several() -> None:
+def test_the_code_of_a_send_is_folded_if_it_exceeds_the_width() -> None:
     fields = {"email": "a@b.c", "event_properties": {"n": [1, None, "é"]}}
     short = 'await loops.send_event("e", email="a@b.c", event_properties='
-    assert call("e", fields, 99) == f'{short}{{"n": [1, None, "é"]}})'
-    assert call("e", fields, 80) == (
+    assert send_event_code("e", fields, 99) == f'{short}{{"n": [1, None, "é"]}})'
+    assert send_event_code("e", fields, 80) == (
         "await loops.send_event(\n"
         '    "e",\n'
         '    email="a@b.c",\n'

@@ -1,15 +1,14 @@
-"""loops-async send, against a sandbox that runs beside it."""
+"""loops-async send, against a sandbox in a thread of its own."""
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
+from support.waiting import wait_until
 
 from loops_async.cli._main import cli
-from loops_async.cli._result import Result
-from loops_async.sandbox import Behaviour
+from loops_async.cli._send_result import SendResult
 
 from .support import (
     API_KEY,
@@ -32,7 +31,7 @@ FULL = (
 )
 
 
-def test_an_event_arrives_as_it_was_written() -> None:
+def test_every_field_of_an_event_arrives() -> None:
     with running() as sandbox:
         result = run("send", *FULL, sandbox=sandbox)
     assert result.exit_code == 0
@@ -52,30 +51,30 @@ def test_an_event_arrives_as_it_was_written() -> None:
     )
 
 
-def test_the_same_key_again_is_success_and_says_so() -> None:
+def test_an_event_that_loops_already_has_is_a_success() -> None:
     with running() as sandbox:
         run("send", *FULL, sandbox=sandbox)
         result = run("send", *FULL, sandbox=sandbox)
-        code, told = run_json("send", *FULL, sandbox=sandbox)
+        code, record = run_json("send", *FULL, sandbox=sandbox)
     assert result.exit_code == 0
-    assert "was in before  planUpgraded" in result.stdout
-    assert (code, told["ok"], told["duplicate"]) == (0, True, True)
+    assert "already accepted  planUpgraded" in result.stdout
+    assert (code, record["ok"], record["duplicate"]) == (0, True, True)
     assert len(sandbox.events) == 1
 
 
-def test_a_contact_may_have_a_user_id_alone() -> None:
+def test_a_contact_without_an_email_is_named_by_its_user_id() -> None:
     with running() as sandbox:
         run("send", *FULL, sandbox=sandbox)
         result = run("send", "again", "--user-id", "usr_1", sandbox=sandbox)
     assert "again for usr_1" in result.stdout
 
 
-def test_json_has_the_same_names_for_success_and_failure() -> None:
+def test_json_has_the_same_fields_for_success_and_failure() -> None:
     with running() as sandbox:
         good_code, good = run_json("send", *FULL, sandbox=sandbox)
         bad_code, bad = run_json("send", "x", "--user-id", "no-one", sandbox=sandbox)
         invalid_code, invalid = run_json("send", "x:y", "--email", "ada")
-    names = list(Result.__annotations__)
+    names = list(SendResult.__annotations__)
     assert list(good) == list(bad) == list(invalid) == names
     assert (good_code, bad_code, invalid_code) == (0, 1, 1)
     assert good["ok"] is True
@@ -94,17 +93,17 @@ def test_json_has_the_same_names_for_success_and_failure() -> None:
     assert invalid["idempotency_key"] is None
 
 
-def test_an_event_that_is_not_valid_is_refused_with_all_problems() -> None:
+def test_an_invalid_event_is_refused_with_all_its_problems() -> None:
     result = run("send", "x:y", "--email", "ada", "--prop", "a:=null")
     assert result.exit_code == 1
     assert result.stdout == ""
     text = flat(result.stderr)
     for path in ("event_name:", "email:", "event_properties.a:"):
         assert f"problem {path}" in text
-    assert "InvalidEventError, exit 1" in text
+    assert "InvalidEventError, exit code 1" in text
 
 
-def test_a_dry_run_needs_no_key_and_shows_the_body() -> None:
+def test_a_dry_run_needs_no_api_key_and_shows_the_body() -> None:
     result = run("send", *FULL, "--dry-run")
     assert result.exit_code == 0
     assert "nothing was sent" in result.stdout
@@ -119,15 +118,17 @@ def test_a_dry_run_needs_no_key_and_shows_the_body() -> None:
         "firstName": "Ada",
         "company": None,
     }
-    code, told = run_json("send", *FULL, "--dry-run")
-    assert (code, told["ok"], told["dry_run"], told["attempts"]) == (0, True, True, 0)
-    assert told["body"] == json.loads(body)
-    assert told["elapsed"] is None
+    code, record = run_json("send", *FULL, "--dry-run")
+    assert (code, record["ok"], record["dry_run"]) == (0, True, True)
+    assert record["attempts"] == 0
+    assert record["body"] == json.loads(body)
+    assert record["elapsed"] is None
 
 
-def test_a_dry_run_that_fails_says_that_it_was_one() -> None:
-    code, told = run_json("send", *ADA, "--dry-run", "--base-url", "loops")
-    assert (code, told["dry_run"], told["error"]) == (3, True, "ConfigurationError")
+def test_a_dry_run_that_fails_is_marked_as_a_dry_run() -> None:
+    code, record = run_json("send", *ADA, "--dry-run", "--base-url", "loops")
+    assert (code, record["dry_run"]) == (3, True)
+    assert record["error"] == "ConfigurationError"
 
 
 def test_a_long_value_is_not_folded_in_the_body() -> None:
@@ -137,7 +138,7 @@ def test_a_long_value_is_not_folded_in_the_body() -> None:
     assert body["eventProperties"]["text"] == text
 
 
-def test_no_key_is_a_matter_of_configuration() -> None:
+def test_a_missing_api_key_is_exit_code_3() -> None:
     result = run("send", *ADA)
     assert result.exit_code == 3
     text = flat(result.stderr)
@@ -145,17 +146,17 @@ def test_no_key_is_a_matter_of_configuration() -> None:
     assert "attempts" not in text
 
 
-def test_a_refused_key_is_a_matter_of_configuration() -> None:
+def test_a_refused_api_key_is_exit_code_3() -> None:
     with running(api_key="another") as sandbox:
         result = run("send", *ADA, sandbox=sandbox, env={"LOOPS_API_KEY": API_KEY})
     assert result.exit_code == 3
     text = flat(result.stderr)
-    assert "Loops refused the API key" in text
+    assert "Loops rejected the API key" in text
     assert "attempts 1 accepted no" in text
     assert "--key" not in text
 
 
-def test_the_api_key_may_come_from_a_file_or_standard_input(tmp_path: Path) -> None:
+def test_the_api_key_can_come_from_a_file_or_standard_input(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"\ufeff{API_KEY}\n", encoding="utf-8")
     with running() as sandbox:
@@ -170,7 +171,7 @@ def test_the_api_key_may_come_from_a_file_or_standard_input(tmp_path: Path) -> N
             assert result.exit_code == 0
 
 
-def test_a_key_file_with_no_key_in_it_is_refused_without_being_shown(
+def test_a_file_without_a_valid_api_key_is_refused_and_not_displayed(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "key"
@@ -189,19 +190,29 @@ def test_a_key_file_with_no_key_in_it_is_refused_without_being_shown(
     [
         ("--api-key", API_KEY),
         (f"--api-key={API_KEY}",),
-        ("--token", API_KEY),
         ("--api-key",),
         ("--key", API_KEY),
     ],
 )
-def test_an_api_key_on_the_command_line_is_refused_and_not_repeated(
+def test_an_api_key_on_the_command_line_is_refused_and_not_displayed(
     arguments: tuple[str, ...],
 ) -> None:
     with running() as sandbox:
         result = run("send", *ADA, *arguments, sandbox=sandbox)
-    assert result.exit_code == 2  # run() sees that the key is not shown
+    assert result.exit_code == 2  # run() checks that the key is not displayed
     assert "API key" in result.stderr
     assert not sandbox.requests
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--token", API_KEY), (f"--apikey={API_KEY}",), ("--api_key", "x")]
+)
+def test_other_spellings_of_api_key_are_unknown_options(
+    arguments: tuple[str, ...],
+) -> None:
+    result = run("send", *ADA, *arguments)
+    assert result.exit_code == 2  # run() checks that the key is not displayed
+    assert "No such option" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -221,60 +232,60 @@ def test_wrong_usage_names_the_option(arguments: tuple[str, ...], named: str) ->
     assert result.stdout == ""
 
 
-def test_a_send_that_nobody_can_tell_the_end_of_gives_the_key_to_use_again() -> None:
-    with running(behaviour=Behaviour(concurrent_duplicates="accept")) as sandbox:
-        sandbox.script("hang-after")
-        result = run("send", *ADA, "--deadline", "0.1", sandbox=sandbox)
+def test_a_send_with_an_unknown_outcome_displays_the_key_for_the_next_one() -> None:
+    """A 409 after nothing but 429s does not show which attempt used the key."""
+    with running() as sandbox:
+        run("send", *FULL, sandbox=sandbox)
+        sandbox.script("429")
+        result = run("send", *FULL, sandbox=sandbox)
     assert result.exit_code == 4
-    (event,) = sandbox.events
     text = flat(result.stderr)
-    assert "accepted perhaps" in text
-    assert f"key --key {event.idempotency_key}" in text
+    assert "attempts 2 accepted maybe" in text
+    assert "key --key key-1" in text
 
 
-def test_a_loops_out_of_reach_is_worth_another_try() -> None:
+def test_a_server_that_cannot_be_reached_is_exit_code_4() -> None:
     with running() as sandbox:
         url = sandbox.url
     arguments = ("send", *ADA, "--base-url", url, "--deadline", "0.05")
-    code, told = run_json(*arguments, sandbox=sandbox)
+    code, record = run_json(*arguments, sandbox=sandbox)
     assert code == 4
-    assert told["retryable"] is True
-    assert told["maybe_accepted"] is False
+    assert record["retryable"] is True
+    assert record["maybe_accepted"] is False
 
 
-def test_a_terminal_is_told_of_each_new_attempt() -> None:
+def test_a_terminal_shows_each_failed_attempt_and_another_output_does_not() -> None:
     with running() as sandbox:
         sandbox.script("503", "close-before")
-        seen = run(
-            "send", *ADA, sandbox=sandbox, env={"FORCE_COLOR": "1", "NO_COLOR": "1"}
-        )
+        terminal = {"FORCE_COLOR": "1", "NO_COLOR": "1"}
+        shown = run("send", *ADA, sandbox=sandbox, env=terminal)
         sandbox.script("close-before")
-        unseen = run("send", *ADA, sandbox=sandbox)
-    assert "attempt 1: Loops had a fault (503); attempt 2 in " in seen.stderr
-    assert "attempt 2: The connection broke" in seen.stderr
-    assert "3 attempts" in seen.stdout
-    assert unseen.stderr == ""
-    assert "2 attempts" in unseen.stdout
+        silent = run("send", *ADA, sandbox=sandbox)
+    assert "attempt 1: Loops had an internal error (503); attempt 2 in " in shown.stderr
+    assert "attempt 2: Connection lost" in shown.stderr
+    assert "3 attempts" in shown.stdout
+    assert silent.stderr == ""
+    assert "2 attempts" in silent.stdout
 
 
-def test_ctrl_c_says_that_the_event_may_be_in_and_under_what_key() -> None:
+def test_ctrl_c_reports_the_key_of_an_event_that_loops_may_have() -> None:
     with running() as sandbox:
         sandbox.script("503", "hang-after")
         with interrupted_when(lambda: sandbox.events, signal.SIGINT):
-            code, told = run_json("send", *ADA, "--key", "k1", sandbox=sandbox)
+            code, record = run_json("send", *ADA, "--key", "k1", sandbox=sandbox)
         sandbox.script("hang-before")
         with interrupted_when(lambda: sandbox.counts.requests == 3, signal.SIGINT):
             result = run("send", *ADA, "--key", "k2", sandbox=sandbox)
     assert code == 130
-    assert told["error"] == "SendInterruptedError"
-    assert told["maybe_accepted"] is True
-    assert told["idempotency_key"] == "k1"
-    assert told["attempts"] == 1
+    assert record["error"] == "SendInterruptedError"
+    assert record["maybe_accepted"] is True
+    assert record["idempotency_key"] == "k1"
+    assert record["attempts"] == 1
     assert result.exit_code == 130
     assert "--key k2" in flat(result.stderr)
 
 
-def test_ctrl_c_before_there_is_an_event_ends_without_a_word(
+def test_ctrl_c_before_an_event_exists_causes_no_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
@@ -286,19 +297,18 @@ def test_ctrl_c_before_there_is_an_event_ends_without_a_word(
     assert (result.exit_code, result.output) == (130, "\n")
 
 
-def test_a_real_process_is_interrupted_with_130() -> None:
+def test_a_process_that_is_interrupted_exits_with_130() -> None:
     with running() as sandbox:
         sandbox.script("hang-before")
         process = start("send", *ADA, "--json", sandbox=sandbox)
-        while not sandbox.requests and process.poll() is None:
-            time.sleep(0.005)
+        wait_until(lambda: sandbox.requests or process.poll() is not None)
         code, out, err = finish(process, signal.SIGINT)
     assert code == 130
     assert json.loads(out)["ok"] is False
     assert err.strip() == ""
 
 
-def test_no_color_is_respected_and_an_ascii_stream_survives() -> None:
+def test_no_color_is_respected_and_an_ascii_stream_causes_no_error() -> None:
     dry = ("send", *ADA, "--dry-run")
     coloured = start(*dry, FORCE_COLOR="1", TERM="xterm-256color")
     plain = start(*dry, FORCE_COLOR="1", TERM="xterm-256color", NO_COLOR="1")

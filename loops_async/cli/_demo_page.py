@@ -1,4 +1,4 @@
-"""The page a story is told on: chapters, code, marked lines, tables."""
+"""The page of the demo: chapters, code, marked lines and tables."""
 
 import asyncio
 import json
@@ -13,15 +13,15 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-_INDENT: Final = 3  # columns, of which the first is left for a mark
+_INDENT: Final = 3  # columns, the first of which holds the mark of a line
 
 
 @attrs.define
-class Page:
-    """Prints a story, chapter by chapter.
+class DemoPage:
+    """Prints the demo chapter by chapter.
 
     Attributes:
-        console: Where to.
+        console: Receives the page.
         pause: Seconds before each chapter, for the reader.
     """
 
@@ -43,7 +43,7 @@ class Page:
         self.console.print()
 
     def line(self, text: str | Text, mark: str = "") -> None:
-        """Print a line, folded if need be, with a mark before it."""
+        """Print a line with a mark before it; fold it if it is too long."""
         lines = Text("").append(text).wrap(self.console, self.console.width - _INDENT)
         for line in lines:
             line.rstrip()
@@ -51,13 +51,13 @@ class Page:
             self.console.print(Text.assemble(start, line))
             mark = ""
 
-    def say(self, text: str) -> None:
-        """Print the teller's own words."""
+    def comment(self, text: str) -> None:
+        """Print a comment on what the page shows."""
         self.console.print()
         self.line(Text(text, style="italic"))
 
     def code(self, source: str) -> None:
-        """Print Python."""
+        """Print Python code."""
         lines = Syntax("", "python", theme="ansi_dark").highlight(source)
         lines.rstrip()
         self.line(lines)
@@ -79,14 +79,14 @@ class Page:
         self.console.print(Padding(table, (0, 0, 1, _INDENT)))
 
 
-def call(name: str, fields: Mapping[str, Any], width: int) -> str:
-    """Return the Python of a send, on one line if it fits the width."""
-    given = [_literal(name)]
-    given += [f"{field}={_literal(value)}" for field, value in fields.items()]
-    source = f"await loops.send_event({', '.join(given)})"
+def send_event_code(name: str, fields: Mapping[str, Any], width: int) -> str:
+    """Return the Python code of a send, on one line if it fits the width."""
+    arguments = [_literal(name)]
+    arguments += [f"{field}={_literal(value)}" for field, value in fields.items()]
+    source = f"await loops.send_event({', '.join(arguments)})"
     if len(source) <= width - _INDENT:
         return source
-    lines = "".join(f"    {one},\n" for one in given)
+    lines = "".join(f"    {argument},\n" for argument in arguments)
     return f"await loops.send_event(\n{lines})"
 
 
