@@ -1,4 +1,4 @@
-"""A user's own tests; run in an environment with nothing but the wheel and pytest."""
+"""Tests of an application; run in an environment with only the wheel and pytest."""
 
 import asyncio
 
@@ -9,12 +9,12 @@ async def sign_up(email: str, loops: AsyncLoopsClient) -> None:
     await loops.send_event("signup", email=email)
 
 
-def test_signing_up_tells_loops(loops_sandbox, loops_client):
+def test_a_sign_up_sends_an_event(loops_sandbox, loops_client):
     asyncio.run(sign_up("ada@example.com", loops_client))
     loops_sandbox.assert_event("signup", email="ada@example.com")
 
 
-def test_a_lost_answer_is_no_second_event(loops_sandbox, loops_client):
-    loops_sandbox.script("close-after")  # accepts, and hangs up without an answer
+def test_a_lost_response_does_not_lead_to_a_second_event(loops_sandbox, loops_client):
+    loops_sandbox.script("close-after")  # accept, then close without a response
     asyncio.run(sign_up("ada@example.com", loops_client))
     loops_sandbox.assert_event("signup", times=1)

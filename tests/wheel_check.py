@@ -1,4 +1,4 @@
-"""Run in an environment with nothing but the wheel: does it send?"""
+"""Send with the wheel; run in an environment with only the wheel."""
 
 import asyncio
 import importlib.resources
@@ -9,7 +9,7 @@ from loops_async import AsyncLoopsClient, Event, InputOptions, Outbox, backfill
 from loops_async.sandbox import Sandbox
 
 assert importlib.resources.files("loops_async").joinpath("py.typed").is_file()
-assert importlib.util.find_spec("orjson") is None, "not an empty environment"
+assert importlib.util.find_spec("orjson") is None, "this environment has extras"
 
 
 async def main() -> None:

@@ -1,4 +1,4 @@
-"""The root: what is public, and what importing it costs."""
+"""The public names of the package, and the cost of importing it."""
 
 import inspect
 import subprocess
@@ -59,19 +59,20 @@ PUBLIC = [
 
 
 def python(code: str) -> str:
-    """Run the code in a fresh interpreter, warnings being errors."""
-    done = subprocess.run(
+    """Run the code in a new interpreter with warnings as errors; return its output."""
+    completed = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout.strip()
 
 
 def documented() -> Iterator[tuple[str, object]]:
+    """Yield the name and value of everything that has a public docstring."""
     yield "loops_async", loops_async
     yield "loops_async.errors", errors
     for name in PUBLIC:
@@ -86,32 +87,32 @@ def documented() -> Iterator[tuple[str, object]]:
                     yield f"{name}.{member}", function
 
 
-def test_the_public_names_are_these_and_no_others() -> None:
+def test_the_public_names_are_exactly_these() -> None:
     assert sorted(loops_async.__all__) == PUBLIC
     assert len(set(loops_async.__all__)) == len(loops_async.__all__)
 
 
-def test_every_name_is_there_for_a_star_import() -> None:
-    found = python(
+def test_a_star_import_defines_every_public_name() -> None:
+    names = python(
         "from loops_async import *\n"
         "print(sorted(name for name in dir() if name[:2] != '__' or 'version' in name))"
     )
-    assert found == str(PUBLIC)
+    assert names == str(PUBLIC)
 
 
 @pytest.mark.parametrize("name", dict(documented()))
-def test_every_public_thing_says_what_it_is(name: str) -> None:
+def test_every_public_object_has_a_docstring_with_a_summary(name: str) -> None:
     text = inspect.getdoc(dict(documented())[name])
     assert text
     assert text.splitlines()[0].endswith((".", "?"))
 
 
-def test_the_version_is_a_version() -> None:
+def test_the_version_starts_with_two_numbers() -> None:
     assert all(part.isdigit() for part in loops_async.__version__.split(".")[:2])
 
 
-def test_importing_the_package_imports_neither_transport_nor_store() -> None:
-    """aiohttp alone takes 0.2 s; only a client that sends needs it."""
+def test_importing_the_package_imports_neither_aiohttp_nor_sqlite3() -> None:
+    """Importing aiohttp takes 0.2 s, and only a client that sends needs it."""
     loaded = python(
         "import sys, loops_async\n"
         "slow = 'aiohttp', 'yarl', 'sqlite3', 'click', 'rich', 'uvloop', 'hypothesis'\n"
@@ -120,7 +121,7 @@ def test_importing_the_package_imports_neither_transport_nor_store() -> None:
     assert loaded == "[]"
 
 
-def test_a_dry_run_imports_no_transport_either() -> None:
+def test_a_dry_run_does_not_import_aiohttp() -> None:
     loaded = python(
         "import asyncio, sys\n"
         "from loops_async import AsyncLoopsClient\n"
@@ -134,7 +135,7 @@ def test_a_dry_run_imports_no_transport_either() -> None:
 
 
 def test_the_package_works_without_the_speed_extra() -> None:
-    """The same bytes, by the standard library."""
+    """Without orjson, the standard library encodes the same bytes."""
     code = (
         "import sys\n"
         "{block}\n"
@@ -147,17 +148,17 @@ def test_the_package_works_without_the_speed_extra() -> None:
     assert without == python(code.format(block=""))
 
 
-def test_importing_configures_no_logging() -> None:
-    """backoff sets the level of its own logger; ours is left alone."""
-    seen = python(
+def test_importing_the_package_configures_no_logging() -> None:
+    """The dependency backoff sets the level of its own logger only."""
+    output = python(
         "import logging, loops_async\n"
-        "ours = logging.getLogger('loops_async')\n"
-        "print(ours.level, ours.handlers, logging.getLogger().handlers)"
+        "logger = logging.getLogger('loops_async')\n"
+        "print(logger.level, logger.handlers, logging.getLogger().handlers)"
     )
-    assert seen == "0 [] []"
+    assert output == "0 [] []"
 
 
-def test_what_is_imported_late_is_there_all_the_same() -> None:
+def test_names_that_are_imported_lazily_are_attributes_of_the_package() -> None:
     assert sys.modules["loops_async"].__getattr__("errors") is errors
     assert {"AsyncLoopsClient", "errors", "__name__"} < set(dir(loops_async))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

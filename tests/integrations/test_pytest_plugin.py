@@ -1,4 +1,4 @@
-"""The fixtures, in runs of pytest of their own."""
+"""The fixtures, in separate pytest runs."""
 
 import json
 import threading
@@ -7,36 +7,42 @@ from typing import Any
 
 import pytest
 
-# A run within this process forgets what it was the first to import.
+# An in-process run forgets the modules that it was the first to import.
 from loops_async import Outbox, errors, testing  # noqa: F401
 from loops_async._http import transport as _transport  # noqa: F401
 from loops_async.sandbox import _edge  # noqa: F401
 
 pytest_plugins = "pytester"
 
-# Hypothesis would be imported anew at the end of each run.
-OTHERS = ("hypothesispytest", "pytest_cov", "timeout")
-STRICT = ("-W", "error", "--strict-markers", *(f"-pno:{name}" for name in OTHERS))
+# Hypothesis would be imported again at the end of each run.
+OTHER_PLUGINS = ("hypothesispytest", "pytest_cov", "timeout")
+STRICT = (
+    "-W",
+    "error",
+    "--strict-markers",
+    *(f"-pno:{name}" for name in OTHER_PLUGINS),
+)
 ALONE = (*STRICT, "-p", "no:asyncio", "-p", "no:anyio")
 ASYNCIO = (*STRICT, "-p", "no:anyio", "-o")
 
 HEAD = """
-import asyncio, math, os, threading
+import asyncio, math, os, threading, time
 import pytest
 from loops_async import *
 
 ADA = "ada@example.com"
 
-def nothing_is_left():
-    assert [one.name for one in threading.enumerate() if "loops" in one.name] == []
+def assert_no_thread_is_left():
+    names = [thread.name for thread in threading.enumerate()]
+    assert [name for name in names if "loops" in name] == []
 """
 
 
 @pytest.fixture
-def played(pytester: pytest.Pytester) -> Any:
-    """Run the tests of a file within this process."""
+def run_tests(pytester: pytest.Pytester) -> Any:
+    """Run the tests of a file in this process."""
 
-    def play(text: str, *arguments: str, **outcomes: int) -> pytest.RunResult:
+    def run(text: str, *arguments: str, **outcomes: int) -> pytest.RunResult:
         pytester.makepyfile(HEAD + text)
         before = threading.enumerate()
         result = pytester.runpytest_inprocess(*ALONE, *arguments)
@@ -46,11 +52,11 @@ def played(pytester: pytest.Pytester) -> Any:
         result.stderr.no_fnmatch_line("*Warning*")
         return result
 
-    return play
+    return run
 
 
-def test_a_plain_test_has_a_loops_of_its_own(played: Any) -> None:
-    played(
+def test_each_plain_test_has_a_sandbox_of_its_own(run_tests: Any) -> None:
+    run_tests(
         """
 async def signup():
     async with AsyncLoopsClient() as loops:
@@ -71,49 +77,49 @@ def test_with_the_client_alone(loops_client):
     asyncio.run(loops_client.test_api_key())
 
 def test_without():
-    nothing_is_left()
+    assert_no_thread_is_left()
 """,
         passed=4,
     )
 
 
-def test_the_environment_is_set_during_the_test_only(
-    played: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_environment_variables_are_set_only_during_the_test(
+    run_tests: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOOPS_API_KEY", "outside")
     monkeypatch.delenv("LOOPS_BASE_URL", raising=False)
-    played(
+    run_tests(
         """
 NAMES = ("LOOPS_API_KEY", "LOOPS_BASE_URL", "LOOPS_RATE_LIMIT")
 
-def told():
+def variables():
     return [os.environ.get(name) for name in NAMES]
 
-BEFORE = told()
+BEFORE = variables()
 
 def test_within(loops_sandbox):
-    assert told() == [loops_sandbox.api_key, loops_sandbox.url, "inf"]
+    assert variables() == [loops_sandbox.api_key, loops_sandbox.url, "inf"]
 
 @pytest.mark.loops_sandbox(api_key="mine", rate_limit=5, period=10)
 def test_within_settings(loops_sandbox):
-    assert told() == ["mine", loops_sandbox.url, "0.5"]
+    assert variables() == ["mine", loops_sandbox.url, "0.5"]
 
 def test_afterwards():
-    assert told() == BEFORE == ["outside", None, None]
+    assert variables() == BEFORE == ["outside", None, None]
 """,
         passed=3,
     )
 
 
-def test_settings_come_from_the_marker(played: Any) -> None:
-    played(
+def test_settings_come_from_the_marker(run_tests: Any) -> None:
+    run_tests(
         """
 pytestmark = pytest.mark.loops_sandbox(rate_limit=7, lists=["one"])
 
 def test_of_the_module(loops_sandbox, loops_client):
     assert loops_sandbox.rate_limit == loops_client.stats.limit == 7
-    answer = asyncio.run(loops_client.request("GET", "/v1/lists"))
-    assert [one["id"] for one in answer] == ["one"]
+    lists = asyncio.run(loops_client.request("GET", "/v1/lists"))
+    assert [item["id"] for item in lists] == ["one"]
 
 @pytest.mark.loops_sandbox(rate_limit=3, period=60)
 def test_of_its_own(loops_sandbox, loops_client):
@@ -134,18 +140,23 @@ class TestClass:
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "message"),
     [
-        ("10", "settings go by name"),
+        ("10", "pass the settings by keyword"),
         ("rate=10", "*unexpected keyword argument 'rate'"),
         ("rate_limit=0", "rate_limit must be a whole number above zero or None, not 0"),
         ("port='80'", "port must be 0 to 65535, not '80'"),
-        ("faults={'nope': 1}", "faults: no fault is named 'nope'; there are 429,*"),
+        (
+            "faults={'nope': 1}",
+            "faults: no fault is named 'nope'; the faults are 429,*",
+        ),
         ("faults=3", "*"),
     ],
 )
-def test_bad_settings_are_named(played: Any, settings: str, complaint: str) -> None:
-    result = played(
+def test_an_invalid_setting_of_the_marker_is_named(
+    run_tests: Any, settings: str, message: str
+) -> None:
+    result = run_tests(
         f"""
 @pytest.mark.loops_sandbox({settings})
 def test_never_run(loops_client):
@@ -154,19 +165,19 @@ def test_never_run(loops_client):
         errors=1,
     )
     result.stdout.fnmatch_lines(
-        f"@pytest.mark.loops_sandbox({settings}): {complaint}".replace("[", "[[]")
+        f"@pytest.mark.loops_sandbox({settings}): {message}".replace("[", "[[]")
     )
-    result.stdout.no_fnmatch_line("*_pytest_plugin*")  # our frames say nothing
+    result.stdout.no_fnmatch_line("*_pytest_plugin*")  # no frame of this package
 
 
-def test_faults_and_time_are_steered_without_waiting(played: Any) -> None:
-    played(
+def test_the_sandbox_controls_faults_and_time(run_tests: Any) -> None:
+    run_tests(
         """
 def test_a_script(loops_sandbox, loops_client):
     loops_sandbox.script("502", "reset-before", "close-after")
     receipt = asyncio.run(loops_client.send_event("e", email=ADA))
     assert (receipt.attempts, receipt.duplicate) == (4, True)
-    assert [one.fault for one in loops_sandbox.requests][:1] == ["502"]
+    assert loops_sandbox.requests[0].fault == "502"
     loops_sandbox.assert_event("e", times=1)
 
 def test_a_day(loops_sandbox, loops_client):
@@ -186,7 +197,7 @@ def test_a_rate_window(loops_sandbox):
         asyncio.run(loops.send_event("e", email=ADA))
     with pytest.raises(RateLimitError):
         asyncio.run(loops.send_event("e", email=ADA))
-    loops_sandbox.advance(2 * 3600)  # past the refused one, too
+    loops_sandbox.advance(2 * 3600)  # the refused request counts, too
     asyncio.run(loops.send_event("e", email=ADA))
 
 def test_an_outage(loops_sandbox, loops_client):
@@ -199,10 +210,10 @@ def test_an_outage(loops_sandbox, loops_client):
     )
 
 
-def test_a_failing_assertion_shows_what_arrived_and_no_frames_of_ours(
-    played: Any,
+def test_a_failed_assertion_shows_the_events_and_no_frame_of_this_package(
+    run_tests: Any,
 ) -> None:
-    result = played(
+    result = run_tests(
         """
 def test_it(loops_sandbox, loops_client):
     asyncio.run(loops_client.send_event("signup", email="bo@example.com"))
@@ -217,50 +228,50 @@ def test_none(loops_sandbox, loops_client):
     result.stdout.fnmatch_lines(
         [
             '>*loops_sandbox.assert_event("signup", email=ADA)  # the line',
-            "E*expected 1 event with name='signup', email=*; 0 arrived",
-            "E*1 arrived in all:",
+            "E*expected 1 event with name='signup', email=*; found 0",
+            "E*the sandbox accepted 1 event:",
             "E*'signup' email='bo@example.com'*",
             "test_*.py:*: AssertionError",
             '>*loops_sandbox.assert_no_event("signup")  # the other line',
-            "E*expected no event with name='signup'; 1 arrived",
+            "E*expected no event with name='signup'; found 1",
         ]
     )
     result.stdout.no_fnmatch_line("*_sandbox.py*")
     result.stdout.no_fnmatch_line("*_assertions.py*")
 
 
-def test_whatever_becomes_of_a_test_it_cleans_up(played: Any) -> None:
-    played(
+def test_the_fixtures_clean_up_after_any_outcome_of_a_test(run_tests: Any) -> None:
+    run_tests(
         """
-SEEN = []
+CLIENTS = []
 
 @pytest.fixture
 def broken(loops_client):
-    SEEN.append(loops_client)
+    CLIENTS.append(loops_client)
     raise ZeroDivisionError
 
 @pytest.fixture(autouse=True)
 def around(request):
     before = dict(os.environ)
     yield
-    nothing_is_left()
+    assert_no_thread_is_left()
     for name in ("LOOPS_API_KEY", "LOOPS_BASE_URL"):
         assert os.environ.get(name) == before.get(name)
 
 def test_raises(loops_client):
-    SEEN.append(loops_client)
+    CLIENTS.append(loops_client)
     asyncio.run(loops_client.send_event("e", email=ADA))
     raise ZeroDivisionError
 
 def test_is_skipped(loops_client):
-    SEEN.append(loops_client)
+    CLIENTS.append(loops_client)
     pytest.skip()
 
-def test_errs(broken):
+def test_has_a_broken_fixture(broken):
     pass
 
-def test_leaves_one_hanging(loops_sandbox, loops_client):
-    SEEN.append(loops_client)
+def test_leaves_a_hanging_request(loops_sandbox, loops_client):
+    CLIENTS.append(loops_client)
     loops_sandbox.script("hang-after")
     async def main():
         task = asyncio.create_task(loops_client.send_event("e", email=ADA))
@@ -269,8 +280,8 @@ def test_leaves_one_hanging(loops_sandbox, loops_client):
     asyncio.run(main())
 
 def test_all_are_closed():
-    assert len(SEEN) == 4
-    for loops in SEEN:
+    assert len(CLIENTS) == 4
+    for loops in CLIENTS:
         with pytest.raises(ClientClosedError):
             asyncio.run(loops.test_api_key())
 """,
@@ -281,27 +292,30 @@ def test_all_are_closed():
     )
 
 
-def test_a_loop_that_still_runs_elsewhere_loses_its_connections(played: Any) -> None:
-    """As that of Starlette's TestClient does."""
-    played(
+def test_connections_of_a_loop_in_another_thread_are_closed(run_tests: Any) -> None:
+    """Starlette's TestClient runs such an event loop."""
+    run_tests(
         """
 @pytest.fixture
 def elsewhere():
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    loop.sent = lambda main: asyncio.run_coroutine_threadsafe(main, loop).result()
-    loop.delivery = None
-    yield loop  # torn down after the client
-    assert loop.delivery.transport._session.closed
+    loop.run = lambda main: asyncio.run_coroutine_threadsafe(main, loop).result()
+    yield loop
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
 
-def test_it(elsewhere, loops_sandbox, loops_client):
-    elsewhere.sent(loops_client.send_event("e", email=ADA))
-    elsewhere.delivery = loops_client._deliveries[elsewhere]
+@pytest.fixture
+def disconnects(loops_sandbox):
+    yield  # ends after the client is closed, before the sandbox is
+    while loops_sandbox._edge._listener.connections:
+        time.sleep(0.001)
+
+def test_it(elsewhere, loops_sandbox, disconnects, loops_client):
+    elsewhere.run(loops_client.send_event("e", email=ADA))
     asyncio.run(loops_client.send_event("e", email=ADA))
     loops_sandbox.assert_event("e", times=2)
 """,
@@ -309,15 +323,17 @@ def test_it(elsewhere, loops_sandbox, loops_client):
     )
 
 
-def test_what_is_listed_says_what_it_is(pytester: pytest.Pytester) -> None:
+def test_fixtures_and_marker_are_listed_with_their_descriptions(
+    pytester: pytest.Pytester,
+) -> None:
     fixtures = pytester.runpytest_inprocess(*ALONE, "--fixtures", "-v")
     fixtures.stdout.fnmatch_lines(
         [
             "loops_sandbox -- *_pytest_plugin.py:*",
-            "    A Loops of the test's own, on a real port; without a rate limit *",
-            "    LOOPS_API_KEY, LOOPS_BASE_URL and LOOPS_RATE_LIMIT lead to it, *",
+            "    Serve a sandbox of the Loops API on a real port; by default it has *",
+            "    LOOPS_API_KEY, LOOPS_BASE_URL and LOOPS_RATE_LIMIT point to the *",
             "loops_client -- *_pytest_plugin.py:*",
-            "    A client of `loops_sandbox` that tries again quickly; closed *",
+            "    Provide a client of `loops_sandbox` with fast retries, *",
         ]
     )
     markers = pytester.runpytest_inprocess(*ALONE, "--markers")
@@ -328,17 +344,17 @@ def test_what_is_listed_says_what_it_is(pytester: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize("way", ["no:loops", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"])
-def test_who_does_not_want_it_does_not_have_it(
+def test_the_plugin_can_be_disabled(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     pytester.makepyfile("def test_it(loops_client): ...")
     if way.isupper():
         monkeypatch.setenv(way, "1")
         result = pytester.runpytest_inprocess(*STRICT)
-        asked = pytester.runpytest_inprocess(
+        enabled = pytester.runpytest_inprocess(
             *STRICT, "-p", "loops_async._pytest_plugin"
         )
-        asked.assert_outcomes(passed=1)
+        enabled.assert_outcomes(passed=1)
     else:
         result = pytester.runpytest_inprocess(*ALONE, "-p", way)
     result.assert_outcomes(errors=1)
@@ -358,22 +374,24 @@ def test_plainly(loops_sandbox, loops_client):
 
 
 @pytest.fixture
-def played_apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the tests of a file in another process, which tells of what it leaves."""
+def run_tests_apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the tests of a file in another process, with warnings as errors."""
     monkeypatch.setenv("PYTHONWARNINGS", "error")
 
-    def play(text: str, *arguments: str, **outcomes: int) -> None:
+    def run(text: str, *arguments: str, **outcomes: int) -> None:
         pytester.makepyfile(HEAD + SENDS + text)
         result = pytester.runpytest_subprocess(*arguments, timeout=60)
         result.assert_outcomes(**outcomes)
         result.stdout.no_fnmatch_line("*Warning*")
         assert result.stderr.str() == ""
 
-    return play
+    return run
 
 
-def test_with_pytest_asyncio_where_it_is_asked(played_apart: Any) -> None:
-    played_apart(
+def test_the_fixtures_work_with_pytest_asyncio_in_strict_mode(
+    run_tests_apart: Any,
+) -> None:
+    run_tests_apart(
         """
 import pytest_asyncio
 
@@ -413,7 +431,7 @@ async def test_hangs(loops_sandbox, loops_client):
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_afterwards():
-    nothing_is_left()
+    assert_no_thread_is_left()
     with pytest.raises(ConnectionLostError, match="client was closed"):
         await task
 """,
@@ -423,8 +441,10 @@ async def test_afterwards():
     )
 
 
-def test_with_pytest_asyncio_everywhere(played_apart: Any) -> None:
-    played_apart(
+def test_the_fixtures_work_with_pytest_asyncio_in_auto_mode(
+    run_tests_apart: Any,
+) -> None:
+    run_tests_apart(
         """
 async def test_auto(loops_sandbox, loops_client):
     await sends(loops_sandbox, loops_client)
@@ -446,15 +466,15 @@ async def test_fixture(sent, loops_sandbox, loops_client):
     )
 
 
-def test_with_anyio(played_apart: Any) -> None:
-    played_apart(
+def test_the_fixtures_work_with_anyio(run_tests_apart: Any) -> None:
+    run_tests_apart(
         """
 @pytest.fixture(scope="module")
 def anyio_backend():
     return "asyncio"
 
 @pytest.fixture(scope="module")
-async def around(anyio_backend):  # keeps the loop over the tests
+async def around(anyio_backend):  # keeps one event loop for all tests
     yield
 
 @pytest.fixture
@@ -478,8 +498,8 @@ async def test_fixture(around, sent, loops_sandbox, loops_client):
     )
 
 
-def test_with_xdist(played_apart: Any) -> None:
-    played_apart(
+def test_the_fixtures_work_with_xdist(run_tests_apart: Any) -> None:
+    run_tests_apart(
         """
 @pytest.mark.loops_sandbox(rate_limit=50)
 @pytest.mark.parametrize("turn", range(4))
@@ -494,21 +514,21 @@ def test_it(loops_sandbox, loops_client, turn):
     )
 
 
-def test_a_users_own_tests_pass(pytester: pytest.Pytester) -> None:
+def test_the_tests_of_user_check_pass(pytester: pytest.Pytester) -> None:
     text = (Path(__file__).parents[1] / "user_check.py").read_text()
     pytester.makepyfile(text)
     pytester.runpytest_inprocess(*ALONE).assert_outcomes(passed=2)
 
 
-def test_who_does_not_use_it_does_not_pay_for_it(pytester: pytest.Pytester) -> None:
+def test_an_unused_plugin_imports_only_itself(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(): ...")
     pytester.makeconftest(
         """
 import json, sys
 
 def pytest_sessionfinish():
-    with open("modules.json", "w") as told:
-        json.dump(list(sys.modules), told)
+    with open("modules.json", "w") as file:
+        json.dump(list(sys.modules), file)
 """
     )
 

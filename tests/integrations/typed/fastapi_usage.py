@@ -1,6 +1,6 @@
-"""The whole of `loops_async.fastapi`, and what it does not take; never run."""
+"""Right and wrong uses of all of `loops_async.fastapi`, for type checkers."""
 
-# What only follows from an expected error is none of its own.
+# An expected error makes a type unknown; reports about that type are switched off.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false
 
@@ -60,7 +60,7 @@ def client() -> AsyncLoopsClient:
 @asynccontextmanager
 async def lifespan(own: FastAPI) -> AsyncGenerator[Mapping[str, Any], None]:
     async with loops_lifespan(
-        own, client=client, outbox=Path("events.db"), grace=2
+        own, client=client, outbox=Path("events.db"), grace=2, scan_interval=30
     ) as state:
         assert_type(state, Mapping[str, Any])
         yield state
@@ -69,7 +69,7 @@ async def lifespan(own: FastAPI) -> AsyncGenerator[Mapping[str, Any], None]:
 FastAPI(lifespan=lifespan)
 
 
-async def answer(request: Request) -> None:
+async def respond(request: Request) -> None:
     assert_type(get_client(request), AsyncLoopsClient)
     assert_type(get_outbox(request), Outbox)
     assert_type(await loops_error_handler(request, LoopsError("no")), JSONResponse)
@@ -79,10 +79,11 @@ async def mistakes(request: Request) -> None:
     loops_lifespan()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     loops_lifespan(app, client())  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
     loops_lifespan(app, client=client())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    loops_lifespan(app, client=answer)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    loops_lifespan(app, client=respond)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     loops_lifespan(app, outbox=True)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     loops_lifespan(app, outbox=Outbox("events.db", client()))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     loops_lifespan(app, grace="10")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    loops_lifespan(app, scan_interval="60")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     loops_lifespan("app")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     FastAPI(lifespan=loops_lifespan(app))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with loops_lifespan(app):  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]

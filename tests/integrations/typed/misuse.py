@@ -1,10 +1,9 @@
-"""What must not pass a type checker: each line with a comment is an error.
+"""Wrong uses of `loops_async`: type checkers must reject each line with a comment.
 
-An error that is not expected here fails the check, and so does an expected one
-that is missing.
+An error without a comment fails the check, and so does a comment without an error.
 """
 
-# What only follows from an expected error is none of its own.
+# An expected error makes a type unknown; reports about that type are switched off.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false
 
@@ -124,7 +123,7 @@ async def send_event(loops: AsyncLoopsClient, event: Event) -> None:
     await loops.send_event("e", user_id="42", retries=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
-async def maybe_nobody(
+async def send_without_recipient(
     loops: AsyncLoopsClient, email: str | None, user_id: str | None
 ) -> None:
     await loops.send_event("signup", email=email)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -148,7 +147,7 @@ async def properties(loops: AsyncLoopsClient, values: dict[str, object]) -> None
     await loops.send_event("e", user_id="42", mailing_lists=["id"])  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 
 
-async def what_is_not_awaited(loops: AsyncLoopsClient, event: Event) -> None:
+async def missing_awaits(loops: AsyncLoopsClient, event: Event) -> None:
     loops.send_event(event)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     loops.send_events([event])  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     loops.test_api_key()  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
@@ -209,13 +208,13 @@ async def send_events(loops: AsyncLoopsClient, event: Event, name: str) -> None:
     await loops.send_events([event], patience=...)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await loops.send_events([event], on_outcome=attempt_hook)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await loops.send_events([event], concurrency=10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    await loops.send_events(one_later())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await loops.send_events(one_event())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def attempt_hook(attempt: Attempt) -> None: ...
 
 
-async def one_later() -> Event:
+async def one_event() -> Event:
     return Event("e", user_id="42")
 
 

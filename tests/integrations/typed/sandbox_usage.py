@@ -1,6 +1,6 @@
-"""The whole of `loops_async.sandbox`, and what it does not take; never run."""
+"""Right and wrong uses of all of `loops_async.sandbox`, for type checkers."""
 
-# What only follows from an expected error is none of its own.
+# An expected error makes a type unknown; reports about that type are switched off.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false
 
@@ -15,6 +15,7 @@ from loops_async.sandbox import (
     SandboxContact,
     SandboxEvent,
     SandboxRequest,
+    SandboxResponse,
 )
 
 assert_type(FAULTS, Mapping[str, str])
@@ -106,6 +107,17 @@ def arrived(sandbox: Sandbox) -> None:
     sandbox.assert_no_event("signup", email=None, user_id="42")
 
 
+async def response(sandbox: Sandbox) -> None:
+    response = await sandbox.respond(
+        "POST", "/api/v1/events/send", headers={"Authorization": "Bearer key"}, body=b""
+    )
+    assert_type(response, SandboxResponse)
+    assert_type(response.status, int)
+    assert_type(response.headers, Mapping[str, str])
+    assert_type(response.body, bytes)
+    await sandbox.respond("GET", "/api/v1/lists")
+
+
 def records(
     event: SandboxEvent, contact: SandboxContact, request: SandboxRequest
 ) -> None:
@@ -169,7 +181,7 @@ def behaviours() -> None:
     assert_type(behaviour.fold_email, bool)
 
 
-def mistakes(sandbox: Sandbox, behaviour: Behaviour, event: SandboxEvent) -> None:
+async def mistakes(sandbox: Sandbox, behaviour: Behaviour, event: SandboxEvent) -> None:
     Sandbox("key")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     Sandbox(api_key=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Sandbox(port="8080")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -193,6 +205,10 @@ def mistakes(sandbox: Sandbox, behaviour: Behaviour, event: SandboxEvent) -> Non
     sandbox.down(down=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     sandbox.advance("1 day")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     sandbox.start()  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    await sandbox.respond("GET")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await sandbox.respond("GET", "/", {})  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await sandbox.respond("GET", "/", body="{}")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    sandbox.respond("GET", "/")  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     sandbox.url()  # type: ignore[operator]  # pyright: ignore[reportCallIssue]
     sandbox.url = "http://localhost"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     sandbox.contact("ada@example.com")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -210,6 +226,6 @@ def mistakes(sandbox: Sandbox, behaviour: Behaviour, event: SandboxEvent) -> Non
     Behaviour(retry_after="minutes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Behaviour(fold_email="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Behaviour(quirks=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    FAULTS["teapot"] = "answer 418"  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
+    FAULTS["teapot"] = "respond 418"  # type: ignore[index]  # pyright: ignore[reportIndexIssue]
     with Sandbox():  # type: ignore[attr-defined]  # pyright: ignore[reportGeneralTypeIssues]
         pass

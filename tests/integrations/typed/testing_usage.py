@@ -1,6 +1,6 @@
-"""The whole of `loops_async.testing`, and what it does not take; never run."""
+"""Right and wrong uses of all of `loops_async.testing`, for type checkers."""
 
-# What only follows from an expected error is none of its own.
+# An expected error makes a type unknown; reports about that type are switched off.
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownVariableType=false
 

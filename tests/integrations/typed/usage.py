@@ -1,4 +1,4 @@
-"""The whole of `loops_async` as its users write it; for type checkers, never run."""
+"""All of `loops_async` as users write it, for type checkers; never run."""
 
 import asyncio
 import math
@@ -119,7 +119,7 @@ def on_attempt(attempt: Attempt) -> int:
     assert_type(attempt.error, LoopsError | None)
     assert_type(attempt.elapsed, float)
     assert_type(attempt.retry_in, float | None)
-    return attempt.number  # what a hook returns does not matter
+    return attempt.number  # the client ignores the result of a hook
 
 
 async def life_of_a_client() -> None:
@@ -133,7 +133,7 @@ async def life_of_a_client() -> None:
 
 
 class Tracking(AsyncLoopsClient):
-    """A subclass stays one in `async with`."""
+    """`async with` keeps the type of a subclass."""
 
 
 async def subclass() -> None:
@@ -214,7 +214,7 @@ async def mappings(
     orders: Mapping[str, UUID],
     loose: dict[str, Any],
 ) -> None:
-    """Mappings of narrower types, and of no known type."""
+    """Mappings may have narrower value types or values of type Any."""
     await loops.send_event("e", email="a@example.com", event_properties=texts)
     await loops.send_event("e", email="a@example.com", event_properties=orders)
     await loops.send_event("e", user_id="42", event_properties=loose)
@@ -225,7 +225,7 @@ async def mappings(
 async def maybe_an_email(
     loops: AsyncLoopsClient, email: str | None, user_id: str
 ) -> None:
-    """One identifier is enough, whatever the other is."""
+    """One identifier is enough; the other may be None."""
     assert_type(await loops.send_event("e", email=email, user_id=user_id), Receipt)
     if email is not None:
         await loops.send_event("e", email=email)
@@ -351,7 +351,7 @@ def report(sent: SendReport) -> Sequence[Outcome]:
     return sent
 
 
-# Anything else of the API.
+# The rest of the API.
 
 
 async def requests(loops: AsyncLoopsClient) -> None:
@@ -370,7 +370,7 @@ async def requests(loops: AsyncLoopsClient) -> None:
     assert_type(team, dict[str, Any])
 
 
-# The rate and the retries.
+# Rate limit and retries.
 
 
 async def limiters() -> None:
@@ -391,7 +391,7 @@ async def limiters() -> None:
     limiter.release_unused()
     limiter.hold(1.5)
     limiter.note_rate_limited()
-    limiter.note_rate_limited(asked=2)
+    limiter.note_rate_limited(retry_after=2)
     limiter.note_remaining(3)
     limiter.note_remaining(None)
     limiter.forked()
@@ -596,7 +596,7 @@ _MADE: list[Callable[..., LoopsError]] = [LoopsError, APIError, TransportError]
 
 
 def made_for_tests() -> None:
-    """As a test double would raise them."""
+    """Test doubles construct errors like this."""
     LoopsError(text="no", retryable=True, maybe_accepted=True)
     TransportError("no", maybe_accepted=True)
     ServerError(
