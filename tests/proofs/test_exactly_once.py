@@ -1,25 +1,21 @@
-"""The promise: whatever happens on the way, each event is accepted exactly once.
+"""The promise that each event is accepted exactly once, whatever happens on the way.
 
-The sandbox runs in a process of its own and keeps the books; it shares no code
-with the client. Three requests in ten meet a fault, of ten kinds, half of them
-after the event was accepted.
+The sandbox runs in a process of its own, records every request, and shares no
+code with the client. Three requests in ten meet a fault, of ten kinds; half of
+the kinds strike after the event was accepted.
 """
 
 import asyncio
-import json
-import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import aiohttp
-import attrs
 import pytest
-from support import http_server as servers
+from support.clients import client_of
+from support.sandbox_process import SandboxProcess
+from support.waiting import run
 
-from loops_async import AsyncLoopsClient, Event, LoopsError, Receipt, RetryPolicy
+from loops_async import Event, LoopsError, Receipt, RetryPolicy
 
 FAULTS = [
     "429",
@@ -34,71 +30,30 @@ FAULTS = [
     "hang-after",
 ]
 CHANCE = 0.03
-PATIENT = RetryPolicy(attempts=30, base=0.02, cap=0.5)
+PERSISTENT = RetryPolicy(attempts=30, base=0.02, cap=0.5)
+
+RequestRecord = tuple[str | None, str, str | None]  # key, body and fault
 
 
-@attrs.define
-class Books:
-    """What the sandbox's process tells.
-
-    Attributes:
-        state: Its ``/_sandbox/state``.
-        requests: Key, body and fault of each request, in order.
-    """
-
-    url: str
-    key: str
-    state: Any = None
-    requests: list[tuple[str, str, str | None]] = attrs.field(factory=list)
-
-
-@asynccontextmanager
-async def elsewhere(**settings: Any) -> AsyncIterator[Books]:
-    """Run a sandbox in another process; the books are complete afterwards."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(Path(servers.__file__)), json.dumps(settings)),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=1 << 30,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        told = json.loads(await process.stdout.readline())
-        books = Books(told["url"], told["api_key"])
-        yield books
-        state = books.url.removesuffix("/api") + "/_sandbox/state"
-        async with aiohttp.ClientSession() as session, session.get(state) as answer:
-            books.state = await answer.json()
-        process.stdin.close()
-        books.requests = json.loads(await process.stdout.readline())
-    finally:
-        process.stdin.close()
-        await process.wait()
-
-
-async def send_all(books: Books, events: list[Event]) -> list[Receipt | LoopsError]:
-    """Send everything at once, without a limiter or a deadline."""
-    async with AsyncLoopsClient(
-        books.key,
-        base_url=books.url,
-        rate_limit=float("inf"),
-        timeout=1.0,
-        deadline=None,
-        retry=PATIENT,
-    ) as loops:
+async def send_all(
+    sandbox: SandboxProcess, events: list[Event]
+) -> list[Receipt | LoopsError]:
+    """Send all events at once, without a rate limit or a deadline."""
+    async with client_of(
+        sandbox, timeout=2.0, deadline=None, retry=PERSISTENT
+    ) as client:
 
         async def outcome(event: Event) -> Receipt | LoopsError:
             try:
-                return await loops.send_event(event)
+                return await client.send_event(event)
             except LoopsError as error:
                 return error
 
         return await asyncio.gather(*map(outcome, events))
 
 
-async def exactly_once(count: int) -> str:
-    """Send so many events, check the books, and sum up."""
+def assert_exactly_once(count: int) -> str:
+    """Send that many events, check the records of both sides, and summarize them."""
     events = [
         Event(
             "planUpgraded",
@@ -108,68 +63,74 @@ async def exactly_once(count: int) -> str:
         )
         for number in range(count)
     ]
-    settings = {"rate_limit": None, "seed": 7, "faults": dict.fromkeys(FAULTS, CHANCE)}
-    began = asyncio.get_running_loop().time()
-    async with elsewhere(**settings) as books:
-        found = await send_all(books, events)
-        took = asyncio.get_running_loop().time() - began
+    faults = dict.fromkeys(FAULTS, CHANCE)
+    with SandboxProcess(rate_limit=None, seed=7, faults=faults) as sandbox:
+        outcomes = run(send_all(sandbox, events), limit=580)
+        state = sandbox.get("state")
+        requests = sandbox.requests()
 
-    # Told well of every event.
-    failed = [outcome for outcome in found if not isinstance(outcome, Receipt)]
-    assert failed == []
-    receipts = [outcome for outcome in found if isinstance(outcome, Receipt)]
+    receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+    assert [one for one in outcomes if not isinstance(one, Receipt)] == []
     keys = [event.idempotency_key for event in events]
     assert [receipt.idempotency_key for receipt in receipts] == keys
+    assert_accepted_once(state, events)
+    attempts = assert_same_bytes(requests, keys)
+    for receipt in receipts:
+        # A request that timed out may never have reached the sandbox.
+        assert attempts[receipt.idempotency_key] <= receipt.attempts
 
-    # Each is in once, as it was given, and nothing else is.
-    accepted = books.state["events"]
+    faulted = Counter(fault for *_, fault in requests)
+    assert set(faulted) == {None, *FAULTS}
+    share = 1 - faulted[None] / len(requests)
+    assert 0.2 < share < 0.4
+    duplicates = sum(receipt.duplicate for receipt in receipts)
+    assert duplicates > 0
+    most_attempts = max(receipt.attempts for receipt in receipts)
+    return (
+        f"{count} events: {len(requests) / count:.2f} requests per event, "
+        f"{share:.1%} of them faulted, {duplicates} events confirmed by a 409, "
+        f"at most {most_attempts} attempts"
+    )
+
+
+def assert_accepted_once(state: Any, events: list[Event]) -> None:
+    """Check that the sandbox accepted these events, each once and unchanged."""
+    accepted = state["events"]
+    keys = [event.idempotency_key for event in events]
     assert Counter(one["idempotency_key"] for one in accepted) == Counter(keys)
     assert {one["idempotency_key"]: one["event_properties"] for one in accepted} == {
         event.idempotency_key: {"number": number} for number, event in enumerate(events)
     }
     assert {one["email"] for one in accepted} == {event.email for event in events}
-    assert len(books.state["contacts"]) == count
+    assert len(state["contacts"]) == len(events)
 
-    # The same bytes under the same key on every attempt, each of them counted.
+
+def assert_same_bytes(
+    requests: list[RequestRecord], keys: list[str]
+) -> Counter[str | None]:
+    """Check that all attempts of an event have the same key and the same body.
+
+    Returns:
+        The number of requests for each key.
+    """
     bodies = defaultdict(set)
-    made: Counter[str] = Counter()
-    struck: Counter[str | None] = Counter()
-    for key, body, fault in books.requests:
+    for key, body, _ in requests:
         bodies[key].add(body)
-        made[key] += 1
-        struck[fault] += 1
     assert set(bodies) == set(keys)
-    assert all(len(found) == 1 for found in bodies.values())
-    assert len({body for (body,) in bodies.values()}) == count
-    for receipt in receipts:
-        # A request that timed out may have died before it arrived.
-        assert made[receipt.idempotency_key] <= receipt.attempts
-    assert set(struck) == {None, *FAULTS}
-    share = 1 - struck[None] / len(books.requests)
-    assert 0.2 < share < 0.4
-
-    duplicates = sum(receipt.duplicate for receipt in receipts)
-    assert duplicates > 0
-    most = max(receipt.attempts for receipt in receipts)
-    return (
-        f"{count} events in {took:.1f} s: {len(books.requests) / count:.2f} requests "
-        f"per event, {share:.1%} of them faulted, {duplicates} confirmed by 409, "
-        f"at most {most} attempts"
-    )
+    assert all(len(of_key) == 1 for of_key in bodies.values())
+    assert len({body for (body,) in bodies.values()}) == len(keys)
+    return Counter(key for key, *_ in requests)
 
 
 def test_500_events_through_ten_faults_are_each_accepted_once(
-    record_property: Any,
+    record_figures: Callable[[str], None],
 ) -> None:
-    record_property("figures", servers.run(exactly_once(500), limit=110))
+    record_figures(assert_exactly_once(500))
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_10_000_events_through_ten_faults_are_each_accepted_once(
-    record_property: Any, capsys: pytest.CaptureFixture[str]
+    record_figures: Callable[[str], None],
 ) -> None:
-    figures = servers.run(exactly_once(10_000), limit=580)
-    record_property("figures", figures)
-    with capsys.disabled():
-        sys.stdout.write(f"\n{figures}\n")
+    record_figures(assert_exactly_once(10_000))

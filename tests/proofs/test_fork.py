@@ -1,18 +1,16 @@
-"""A fork inside a running loop: parent and child both go on sending.
+"""A fork inside a running event loop: parent and child both continue to send.
 
-The scripts run in interpreters of their own, so that no test is forked.
+The scripts run in new interpreters, so that no test process forks.
 """
 
 import os
 
 import pytest
-from support.answering import run_script, sandbox_beside
+from support.sandbox_process import STRICT, run_script, sandbox_in_thread
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "fork"), reason="this system does not fork"
 )
-
-_STRICT = ("-X", "dev", "-W", "error")
 
 _SCRIPT = """
 import asyncio, gc, math, os, sys, traceback
@@ -39,23 +37,23 @@ async def send(n):
 
 async def main():
     asyncio.get_running_loop().slow_callback_duration = 60.0
-    await asyncio.gather(*[send(n) for n in range(5)])  # the pool is warm
+    await asyncio.gather(*[send(n) for n in range(5)])  # fill the connection pool
     for n in range({forks}):
         flying = [asyncio.create_task(send(n)) for _ in range({flying})]
-        await asyncio.sleep(0.01 if flying else 0)
+        while holder[0].stats.in_flight < {flying}:
+            await asyncio.sleep(0)
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
             child()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
                 await asyncio.sleep(0.002)
             codes.append(os.waitstatus_to_exitcode(ended[1]))
             await asyncio.gather(*flying)
-        async with asyncio.timeout(9):  # one of 10 s would be a hung connection
-            for n in range(20):
-                receipt = await send(n)
-                assert receipt.attempts == 1, receipt
+        for n in range(20):
+            receipt = await send(n)
+            assert receipt.attempts == 1, receipt  # a hung connection needs a second
     await holder[0].aclose()
 
 parent = os.getpid()
@@ -110,8 +108,8 @@ def fork_many(name: str, forks: int, flying: int) -> None:
     script = _SCRIPT.format(
         client="rate_limit=math.inf", child=child, code=code, forks=forks, flying=flying
     )
-    with sandbox_beside(latency=0.03 if flying else 0.0) as sandbox:
-        exit_code, out, err = run_script(script, sandbox, *_STRICT)
+    with sandbox_in_thread(latency=0.03 if flying else 0.0) as sandbox:
+        exit_code, out, err = run_script(script, sandbox, *STRICT)
     assert err == ""
     assert out.strip() == "parent done"
     assert exit_code == 0
@@ -125,9 +123,9 @@ def fork_many(name: str, forks: int, flying: int) -> None:
     "name",
     CHILDREN,
 )
-def test_parent_and_child_go_on_after_a_fork(name: str) -> None:
-    """8 forks with a warm pool: whatever the child does, nobody hangs."""
-    fork_many(name, 8, 0)
+def test_parent_and_child_continue_after_a_fork(name: str) -> None:
+    """Neither process hangs, whatever the child does with its idle connections."""
+    fork_many(name, 3, 0)
 
 
 @pytest.mark.soak
@@ -135,14 +133,13 @@ def test_parent_and_child_go_on_after_a_fork(name: str) -> None:
     "name",
     CHILDREN,
 )
-def test_parent_and_child_go_on_after_100_forks(name: str) -> None:
-    """The same, as often as the project promises."""
+def test_parent_and_child_continue_after_100_forks(name: str) -> None:
     fork_many(name, 100, 0)
 
 
 @pytest.mark.parametrize("name", ["sends", "drops the client", "exits by os._exit"])
-def test_what_is_under_way_at_a_fork_ends_in_the_parent_alone(name: str) -> None:
-    """Each of those events is accepted once, and the parent gets its receipt."""
+def test_a_send_in_flight_at_a_fork_ends_in_the_parent_only(name: str) -> None:
+    """Each of these events is accepted once, and the parent gets its receipt."""
     fork_many(name, 3, 5)
 
 
@@ -150,15 +147,15 @@ _LIMITED = """
 import asyncio, os, sys, traceback
 from loops_async import AsyncLoopsClient
 
-client = AsyncLoopsClient()  # 10 a second, the limiter that all clients share
+client = AsyncLoopsClient()  # 10 per second, by the limiter that all clients share
 
 async def send(n, client=client):
-    return await client.send_event("signup", email=f"u{{n}}@b.co", deadline=8)
+    return await client.send_event("signup", email=f"u{{n}}@b.co", deadline=30)
 
 async def send_in_child():
     asyncio.get_running_loop().slow_callback_duration = 60.0
     assert (await send(1)).attempts == 1
-    async with AsyncLoopsClient() as other:  # and it is still shared
+    async with AsyncLoopsClient() as other:  # still with the same limiter
         assert repr(other).partition("<RateLimiter")[2] == (
             repr(client).partition("<RateLimiter")[2]
         )
@@ -176,7 +173,8 @@ async def main():
     asyncio.get_running_loop().slow_callback_duration = 60.0
     await asyncio.gather(*[send(n) for n in range({before})])
     flying = [asyncio.create_task(send(n)) for n in range({flying})]
-    await asyncio.sleep(0.05)
+    while client.stats.in_flight + client.stats.waiting < {flying}:
+        await asyncio.sleep(0)
     pid = os.fork()
     if pid == 0:
         child()
@@ -196,28 +194,28 @@ print("parent done")
     ("before", "flying", "latency"),
     [
         pytest.param(5, 0, 0.0, id="some permits free"),
-        pytest.param(10, 0, 0.0, id="all permits coming back"),
+        pytest.param(10, 0, 0.0, id="all permits used"),
         pytest.param(
             0,
             10,
             0.3,
-            id="all permits under way",
+            id="all permits in flight",
         ),
         pytest.param(
             10,
             12,
             0.0,
-            id="others in line",
+            id="sends waiting",
         ),
     ],
 )
 def test_the_shared_limiter_works_on_both_sides_of_a_fork(
     before: int, flying: int, latency: float
 ) -> None:
-    """The child is owed no permit that only the parent can give back."""
+    """Permits of the parent's sends are free in the child."""
     script = _LIMITED.format(before=before, flying=flying)
-    with sandbox_beside(latency=latency) as sandbox:
-        code, out, err = run_script(script, sandbox, *_STRICT)
+    with sandbox_in_thread(latency=latency) as sandbox:
+        code, out, err = run_script(script, sandbox, *STRICT)
     assert err == ""
     assert (code, out.strip()) == (0, "parent done")
     assert sandbox.counts.accepted == before + flying + 3
@@ -229,7 +227,7 @@ from loops_async import AsyncLoopsClient, RateLimiter
 
 held, over = threading.Event(), threading.Event()
 
-def clock():  # whoever asks in the thread holds the limiter's lock meanwhile
+def clock():  # the thread holds the lock of the limiter when it calls this
     if threading.current_thread() is thread and not held.is_set():
         held.set()
         over.wait()
@@ -242,7 +240,7 @@ thread.start()
 held.wait()
 pid = os.fork()
 if pid == 0:
-    signal.alarm(5)  # ends a child that waits for the lock
+    signal.alarm(30)  # ends a child that waits for the lock
     async def send():
         async with client:
             await client.send_event("signup", email="ada@b.co")
@@ -255,10 +253,10 @@ print("parent done")
 """
 
 
-def test_a_limiter_in_use_by_a_thread_at_the_fork_is_free_in_the_child() -> None:
-    """Locks that other threads held are nobody's in the child."""
-    with sandbox_beside() as sandbox:
-        # Newer Pythons warn of any fork beside threads, which is the point here.
+def test_a_limiter_locked_by_a_thread_at_the_fork_is_usable_in_the_child() -> None:
+    """The child has no thread that could release the lock."""
+    with sandbox_in_thread() as sandbox:
+        # Newer Pythons warn about every fork of a process with threads.
         code, out, err = run_script(_LOCKED, sandbox, "-W", "ignore")
     assert err == ""
     assert (code, out.strip()) == (0, "parent done")

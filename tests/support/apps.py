@@ -1,4 +1,4 @@
-"""An app with an outbox under uvicorn, in processes of its own, and load for it."""
+"""An app with an outbox under uvicorn in its own processes, and load on that app."""
 
 import asyncio
 import math
@@ -7,13 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 from fastapi import FastAPI
@@ -23,18 +20,19 @@ from loops_async import (
     Event,
     LoopsError,
 )
-from loops_async._outbox import per_worker as _worker_outbox
 from loops_async.fastapi import (
     LoopsClient,
     LoopsOutbox,
     loops_error_handler,
     loops_lifespan,
 )
-from support.outboxes import HURRIED
+from support.clients import QUICK
+from support.processes import Process
+from support.waiting import until, wait_until
 
 
 def app_of(lifespan: Any) -> FastAPI:
-    """An app that sends, puts, and says who answered."""
+    """Make an app that sends, puts, and reports the worker that responded."""
     app = FastAPI(lifespan=lifespan)
     app.add_exception_handler(LoopsError, loops_error_handler)
 
@@ -64,21 +62,31 @@ def app_of(lifespan: Any) -> FastAPI:
     return app
 
 
-def made() -> FastAPI:
-    """Make the app that the environment describes."""
-    _worker_outbox.LOOK_EVERY = float(os.environ["LOOK_EVERY"])
+def app_from_environment() -> FastAPI:
+    """Make the app of a worker process, whose settings `Uvicorn` wrote."""
     return app_of(
         partial(
             loops_lifespan,
-            client=partial(AsyncLoopsClient, timeout=1.0, retry=HURRIED),
+            client=partial(AsyncLoopsClient, timeout=1.0, retry=QUICK),
             outbox="events.db",
             grace=float(os.environ["GRACE"]),
+            scan_interval=float(os.environ["SCAN_INTERVAL"]),
         )
     )
 
 
-class Uvicorn:
-    """A running uvicorn whose app has its files in the folder."""
+class Uvicorn(Process):
+    """A running uvicorn, which is killed when the block is left.
+
+    Args:
+        folder: The folder of the app's files and of uvicorn's log.
+        url: The base URL of the sandbox.
+        key: The API key of the sandbox.
+        options: Options of the command ``uvicorn``.
+        rate: The rate limit of each worker's client.
+        scan_interval: The seconds between two searches for files of dead workers.
+        grace: The seconds for which the outbox sends after the shutdown.
+    """
 
     def __init__(
         self,
@@ -87,73 +95,61 @@ class Uvicorn:
         key: str,
         *options: str,
         rate: float = math.inf,
-        look_every: float = 60.0,
+        scan_interval: float = 60.0,
         grace: float = 0.1,
     ) -> None:
         self._log = folder / f"{next(_numbers)}.log"
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-W", "error", "-m", "uvicorn"),
-                    *("--app-dir", str(Path(__file__).parent), "--factory"),
-                    *("apps:made", "--port", "0", "--no-access-log", *options),
-                ],
+            super().__init__(
+                *(sys.executable, "-W", "error", "-m", "uvicorn"),
+                *("--app-dir", str(Path(__file__).parent), "--factory"),
+                *("apps:app_from_environment", "--port", "0"),
+                *("--no-access-log", *options),
                 cwd=folder,
                 env={
                     **os.environ,
                     "LOOPS_API_KEY": key,
                     "LOOPS_BASE_URL": url,
                     "LOOPS_RATE_LIMIT": str(rate),
-                    "LOOK_EVERY": str(look_every),
+                    "SCAN_INTERVAL": str(scan_interval),
                     "GRACE": str(grace),
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
             )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, *details: object) -> None:
         if kind is not None:
             sys.stderr.write(self.log())
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)  # with its workers
-            self._process.wait()
+        super().__exit__(kind, *details)
 
     def log(self) -> str:
-        """Return what it said so far."""
+        """Return the output so far."""
         return self._log.read_text()
 
     def url(self) -> str:
-        """Wait until it listens, and return where."""
-        eventually(
+        """Wait until uvicorn listens, and return its URL."""
+        wait_until(
             lambda: _LISTENS.search(self.log()) or self._process.poll() is not None
         )
         found = _LISTENS.search(self.log())
         assert found is not None, self.log()
         return found[1]
 
-    def hang_up(self) -> None:
-        """Ask it for new workers."""
+    def replace_workers(self) -> None:
+        """Send the signal that makes uvicorn replace its workers."""
         self._process.send_signal(signal.SIGHUP)
 
     def stop(self) -> None:
-        """Ask it to stop, and wait until it has."""
+        """Stop uvicorn, wait for its end, and check that the shutdown was clean."""
         self._process.terminate()
-        assert self.ended() in (0, -signal.SIGTERM), self.log()
-        for bad in ("Traceback", "unclosed outbox", "unclosed AsyncLoopsClient"):
-            assert bad not in self.log()
+        assert self.exit_code() in (0, -signal.SIGTERM), self.log()
+        for complaint in ("Traceback", "unclosed outbox", "unclosed AsyncLoopsClient"):
+            assert complaint not in self.log()
 
-    def ended(self) -> int:
-        """Wait until it ends by itself, and return its exit code."""
+    def exit_code(self) -> int:
+        """Wait until uvicorn ends, and return its exit code."""
         return self._process.wait(60)
 
 
@@ -161,17 +157,12 @@ _LISTENS = re.compile(r"running on (http://\S+)")
 _numbers = count()
 
 
-def eventually(condition: Callable[[], object]) -> None:
-    """Wait until it holds; the test's time limit is the way out."""
-    while not condition():
-        time.sleep(0.005)
-
-
 class Load:
-    """Clients that put events through an app, one after the other each.
+    """HTTP clients, each of which puts one event after the other through an app.
 
     Attributes:
-        acknowledged: Process and file that took each event, by its number.
+        acknowledged: The process and the file that took each event, by the
+            number of the event.
     """
 
     def __init__(self) -> None:
@@ -186,17 +177,17 @@ class Load:
         return {file for _, file in self.acknowledged.values()}
 
     async def more(self, number: int) -> None:
-        """Wait until so many more are acknowledged."""
+        """Wait until that many more events are acknowledged."""
         enough = len(self.acknowledged) + number
         await until(lambda: len(self.acknowledged) >= enough)
 
     async def run(self, url: str, clients: int) -> None:
-        """Put until told to stop, whatever becomes of the app."""
+        """Put events until `stop`, also while the app is down."""
         self._stopped = False
-        # Many connections in a row, so that all workers have some.
+        # Each request has its own connection, so that every worker gets some.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         async with aiohttp.ClientSession(url, connector=connector) as session:
-            pause = 1 / clients  # it needs time for its workers, too
+            pause = 1 / clients  # leaves CPU time for the workers
             await asyncio.gather(
                 *[self._client(session, pause) for _ in range(clients)]
             )
@@ -208,18 +199,11 @@ class Load:
         while not self._stopped:
             number = next(self._numbers)
             try:
-                async with session.post("/put", params={"number": number}) as answer:
-                    assert answer.status == 200, await answer.text()
-                    said = await answer.json()
+                async with session.post("/put", params={"number": number}) as response:
+                    assert response.status == 200, await response.text()
+                    taken = await response.json()
             except aiohttp.ClientError:
-                pass  # the worker is gone, or not there yet
+                pass  # no worker listens at the moment
             else:
-                self.acknowledged[number] = said["pid"], said["file"]
+                self.acknowledged[number] = taken["pid"], taken["file"]
             await asyncio.sleep(pause)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds; the test's time limit is the way out."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Limiters that share one key without knowing of each other, in virtual time."""
+"""Processes that share an API key without communicating, simulated in virtual time."""
 
 import asyncio
 import random
@@ -12,22 +12,24 @@ from support import virtual_time as virtual
 
 
 @attrs.define
-class Seen:
-    """What the server counted in one stretch of time."""
+class ServerCounts:
+    """Requests that the server accepted and refused within some seconds."""
 
     seconds: float
     accepted: Counter[int] = attrs.field(factory=Counter)  # by process
     refused: int = 0
 
-    def share(self, limit: int, period: float) -> float:
+    def used_share(self, limit: int, period: float) -> float:
+        """Return the fraction of the limit that was accepted."""
         return self.accepted.total() / (limit * self.seconds / period)
 
     @property
     def refused_share(self) -> float:
+        """Fraction of the requests that received a 429."""
         return self.refused / max(1, self.refused + self.accepted.total())
 
     def fairness(self, processes: int) -> float:
-        """The smallest part a process got of its fair share."""
+        """Return the lowest number of a process, as a fraction of the fair share."""
         fair = self.accepted.total() / processes
         return min(self.accepted[number] for number in range(processes)) / fair
 
@@ -45,33 +47,41 @@ def run(
     bulk: bool = True,
     own_limit: int | None = None,
     seed: int = 1,
-) -> tuple[Seen, Seen]:
-    """Let them send as fast as they may; return what was seen before and after.
+) -> tuple[ServerCounts, ServerCounts]:
+    """Run processes that send as fast as their limiters permit.
 
     Args:
-        leg: Seconds that each way takes, drawn evenly.
-        headers: Whether answers say what is left.
-        own_limit: What each process believes the limit to be.
+        processes: Number of processes, each with a limiter of its own.
+        window: Kind of window in which the server counts.
+        leg: Range of the one-way latency in seconds.
+        settling: Seconds until the processes are expected to have adapted.
+        seconds: Seconds after that.
+        headers: Whether responses report the remaining requests.
+        bulk: Whether the requests belong to bulk runs.
+        own_limit: Limit of each limiter if it differs from the server's.
+
+    Returns:
+        The counts of the settling time and those of the time after it.
     """
     chance = random.Random(seed)
-    served = make_window(window, limit, period)
-    cold, settled = Seen(settling), Seen(seconds)
+    server = make_window(window, limit, period)
+    early, settled = ServerCounts(settling), ServerCounts(seconds)
 
     async def main() -> None:
         now = asyncio.get_running_loop().time
 
         async def send(number: int, limiter: RateLimiter) -> None:
-            began = now()
+            sent = now()
             await asyncio.sleep(chance.uniform(*leg))
-            admitted = served.take(now(), charge_refused=True)
-            remaining = served.remaining(now()) if headers else None
-            seen = cold if now() < settling else settled
+            admitted = server.take(now(), charge_refused=True)
+            remaining = server.remaining(now()) if headers else None
+            counts = early if now() < settling else settled
             if admitted:
-                seen.accepted[number] += 1
+                counts.accepted[number] += 1
             else:
-                seen.refused += 1
+                counts.refused += 1
             await asyncio.sleep(chance.uniform(*leg))
-            limiter.release(answered=True, round_trip=now() - began)
+            limiter.release(answered=True, round_trip=now() - sent)
             if not admitted:
                 limiter.note_rate_limited()
             elif limiter.slowed:
@@ -95,4 +105,4 @@ def run(
             pass
 
     virtual.run(main())
-    return cold, settled
+    return early, settled

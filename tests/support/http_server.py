@@ -1,40 +1,27 @@
-"""Servers that do what a script tells them, and one that is not ours at all."""
+"""An HTTP server that behaves as a script says, and one from the standard library."""
 
 import asyncio
 import contextlib
 import http.server
 import json
-import math
 import socket
 import ssl
 import struct
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import attrs
 
-from loops_async import AsyncLoopsClient, RetryPolicy
-from loops_async.sandbox import Sandbox
+from loops_async import AsyncLoopsClient, LoopsError
+from support.clients import client_with_two_attempts
+from support.waiting import run, until
 
-_T = TypeVar("_T")
-
-KEY = "key-0123456789abcdef"
-TWICE = RetryPolicy(attempts=2, base=0.01)
 NO_HEADERS: Mapping[str, str] = {}
 
 
-def run(main: Coroutine[Any, Any, _T], limit: float = 60.0) -> _T:
-    """Run like asyncio.run; what hangs fails."""
-    return asyncio.run(asyncio.wait_for(main, limit))
-
-
-def client(url: str, **settings: Any) -> AsyncLoopsClient:
-    """A client in a hurry, without a limiter."""
-    fast = {"rate_limit": math.inf, "retry": TWICE, "timeout": 10.0, "deadline": 30.0}
-    return AsyncLoopsClient(KEY, base_url=url, **{**fast, **settings})
+# Requests and responses.
 
 
 @attrs.frozen
@@ -43,7 +30,7 @@ class Request:
 
     Attributes:
         headers: By name in lower case, in order of arrival.
-        at: Loop time of its arrival; 0 where there is no loop.
+        at: Loop time of its arrival; 0 if no event loop is running.
     """
 
     method: str
@@ -51,6 +38,11 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     at: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Its idempotency key, or an empty text."""
+        return self.headers.get("idempotency-key", "")
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -63,7 +55,7 @@ def reply(
     *,
     kind: str = "application/json",
 ) -> bytes:
-    """Return the bytes of an answer; ``status`` may be a whole status line."""
+    """Return the bytes of a response; ``status`` may be a whole status line."""
     line = status if isinstance(status, str) else f"HTTP/1.1 {status} Whatever"
     data = body.encode() if isinstance(body, str) else body
     lines = [line, f"Content-Type: {kind}", f"Content-Length: {len(data)}"]
@@ -74,16 +66,19 @@ def reply(
 OK = reply()
 
 
+# The server.
+
+
 @attrs.define(eq=False)
 class Connection:
-    """One accepted connection, in the hands of a script."""
+    """One accepted connection, which a script controls."""
 
     server: "Server"
-    reader: asyncio.StreamReader
+    reader: "_Reader"
     writer: asyncio.StreamWriter
 
     async def request(self) -> Request | None:
-        """Read and note one request; None if there will be none."""
+        """Read and record the next request; return None if there is none."""
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
         except asyncio.IncompleteReadError:
@@ -105,7 +100,7 @@ class Connection:
         await self.writer.drain()
 
     async def until_closed(self) -> None:
-        """Wait until the other side hangs up."""
+        """Wait until the client closes the connection; ignore what it sends."""
         while await self.reader.read(65536):
             pass
 
@@ -113,36 +108,64 @@ class Connection:
         self.writer.close()
 
     def reset(self) -> None:
-        """Close with an RST."""
+        """Close the connection with an RST."""
         raw = self.writer.get_extra_info("socket")
         linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.writer.transport.abort()
 
 
+class _Reader(asyncio.StreamReader):
+    """A reader that reports the end of its connection without being read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    def feed_eof(self) -> None:
+        super().feed_eof()
+        self.ended.set()
+
+    def set_exception(self, exc: Exception) -> None:
+        super().set_exception(exc)
+        self.ended.set()
+
+
 Script = Callable[[Connection], Awaitable[None]]
-"""What a server does with a connection; the connection closes at its end."""
+"""The behaviour of a server on a connection, which closes when the script returns."""
+
+Handler = Callable[[Connection], Coroutine[Any, Any, None]]
+"""The behaviour of a server after it has read a request."""
 
 
 @attrs.define(eq=False)
 class Server:
-    """Runs a script on each connection.
+    """An HTTP server in the running event loop.
 
     Attributes:
-        script: What it does.
-        tls: For https.
-        requests: Those read, in order of arrival.
-        connections: How many were accepted.
-        errors: What scripts raised other than a lost connection.
+        script: What the server does with each connection.
+        tls: The TLS context, for https.
+        handler: What `each_request` does with a request; it may be replaced at
+            any time.
+        sock: A bound socket to listen on; None for any free port.
+        requests: The requests read, in order of arrival.
+        connections: The number of connections accepted.
+        open: The connections that are open.
+        in_flight: The number of requests that the handler has not answered.
+        errors: What scripts raised, except for lost connections.
     """
 
     script: Script
     tls: ssl.SSLContext | None = None
+    handler: Handler | None = attrs.field(default=None, kw_only=True)
+    sock: socket.socket | None = attrs.field(default=None, kw_only=True)
     requests: list[Request] = attrs.field(init=False, factory=list)
     connections: int = attrs.field(init=False, default=0)
+    open: set[Connection] = attrs.field(init=False, factory=set)
+    in_flight: int = attrs.field(init=False, default=0)
     errors: list[Exception] = attrs.field(init=False, factory=list)
     _server: asyncio.Server = attrs.field(init=False)
-    _busy: set[asyncio.Task[Any]] = attrs.field(init=False, factory=set)
+    _tasks: set[asyncio.Task[Any]] = attrs.field(init=False, factory=set)
 
     @property
     def port(self) -> int:
@@ -153,58 +176,77 @@ class Server:
     def url(self) -> str:
         return f"http{'s' if self.tls else ''}://127.0.0.1:{self.port}/api"
 
+    @property
+    def arrivals(self) -> list[float]:
+        """Loop time of each request."""
+        return [request.at for request in self.requests]
+
+    @property
+    def keys(self) -> list[str]:
+        """Idempotency key of each request."""
+        return [request.key for request in self.requests]
+
     async def arrived(self, count: int = 1) -> None:
-        """Wait until so many requests have been read."""
-        while len(self.requests) < count:  # noqa: ASYNC110 - of any connection
-            await asyncio.sleep(0.001)
+        """Wait until the server has read that many requests."""
+        await until(lambda: len(self.requests) >= count)
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(
-            self._accept, "127.0.0.1", 0, ssl=self.tls, backlog=1024
+        sock = self.sock or bound_socket()
+        self._server = await asyncio.get_running_loop().create_server(
+            self._make_protocol, sock=sock, ssl=self.tls, backlog=1024
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # A connection accepted just now gets its task a few ticks later, and
-        # never from a server that is closed.
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        # The event loop starts the task of an accepted connection a few turns
+        # later, and a closed server never starts it.
         for _ in range(5):
             await asyncio.sleep(0)
         self._server.close()
-        for task in self._busy:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._busy, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if kind is None:
             assert self.errors == []
 
-    async def _accept(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def _make_protocol(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(_Reader(), self._accept)
+
+    def _accept(self, reader: Any, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        task = asyncio.current_task()
-        assert task is not None
-        self._busy.add(task)
+        connection = Connection(self, reader, writer)
+        self.open.add(connection)
+        task = asyncio.create_task(self._run_script(connection), name="server")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run_script(self, connection: Connection) -> None:
+        writer = connection.writer
         try:
-            await self.script(Connection(self, reader, writer))
+            await self.script(connection)
         except asyncio.CancelledError:
             writer.transport.abort()  # the test is over
-        except (ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
+        except (OSError, asyncio.IncompleteReadError):
             pass
-        except Exception as error:  # told at the end of the test
+        except Exception as error:  # the end of the test shows it
             self.errors.append(error)
         finally:
-            self._busy.discard(task)
             writer.close()
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 await writer.wait_closed()
+            self.open.discard(connection)
+
+
+def serving(handler: Handler, sock: socket.socket | None = None) -> Server:
+    """Make a server that answers each request by the handler."""
+    return Server(each_request, handler=handler, sock=sock)
+
+
+# Scripts.
 
 
 def answers(*replies: bytes) -> Script:
-    """Answer the first request with the first, and all further with the last."""
+    """Send one reply for each request; repeat the last reply."""
 
     async def script(connection: Connection) -> None:
         while await connection.request() is not None:
@@ -214,14 +256,33 @@ def answers(*replies: bytes) -> Script:
     return script
 
 
+async def each_request(connection: Connection) -> None:
+    """Read each request and handle it, until the client closes the connection."""
+    server = connection.server
+    while await connection.request() is not None:
+        assert server.handler is not None
+        server.in_flight += 1
+        handling = asyncio.create_task(server.handler(connection), name="server")
+        closing = asyncio.create_task(connection.reader.ended.wait(), name="server")
+        try:
+            await asyncio.wait({handling, closing}, return_when=asyncio.FIRST_COMPLETED)
+            if not handling.done():
+                return
+            handling.result()
+        finally:
+            server.in_flight -= 1
+            handling.cancel()
+            closing.cancel()
+
+
 async def hangs(connection: Connection) -> None:
-    """Read, and never answer."""
+    """Read one request and never answer."""
     await connection.request()
     await connection.until_closed()
 
 
 async def closes(connection: Connection) -> None:
-    """Read one request and close without an answer."""
+    """Read one request and close the connection without an answer."""
     await connection.request()
 
 
@@ -231,26 +292,150 @@ async def resets(connection: Connection) -> None:
     connection.reset()
 
 
+# Handlers.
+
+
+def respond(
+    status: int = 200,
+    *,
+    headers: Mapping[str, str] = NO_HEADERS,
+    delay: Callable[[], float] = lambda: 0.0,
+    body_delay: Callable[[], float] = lambda: 0.0,
+) -> Handler:
+    """Send a response with this status.
+
+    Args:
+        status: The status of the response.
+        headers: Further headers.
+        delay: Returns the seconds of loop time before the response.
+        body_delay: Returns the seconds of loop time between headers and body.
+    """
+    body = '{"success":true}' if status < 300 else '{"message":"no"}'
+    data = reply(status, body, headers)
+    head = len(data) - len(body)
+
+    async def handler(connection: Connection) -> None:
+        await asyncio.sleep(delay())
+        pause = body_delay()
+        if pause:
+            await connection.send(data[:head])
+            await asyncio.sleep(pause)
+            await connection.send(data[head:])
+        else:
+            await connection.send(data)
+
+    return handler
+
+
+def respond_after(ready: asyncio.Event, status: int = 200) -> Handler:
+    """Send a response with this status as soon as the event is set."""
+    response = respond(status)
+
+    async def handler(connection: Connection) -> None:
+        await ready.wait()
+        await response(connection)
+
+    return handler
+
+
+async def hang(_: Connection) -> None:
+    """Never answer."""
+    await asyncio.get_running_loop().create_future()
+
+
+async def drip_head(connection: Connection) -> None:
+    """Send headers byte by byte and never complete them."""
+    await connection.send(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    while True:
+        await connection.send(b"a")
+        await asyncio.sleep(0.02)
+
+
+async def drip_body(connection: Connection) -> None:
+    """Send a body byte by byte and never complete it."""
+    await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+    while True:
+        await connection.send(b" ")
+        await asyncio.sleep(0.02)
+
+
+# One use of a client.
+
+
+def outcome_of(
+    use: Callable[[AsyncLoopsClient], Any], *replies: bytes, **settings: Any
+) -> tuple[Any, Server]:
+    """Use a client of a server that sends these replies.
+
+    Args:
+        use: The call to await; a failed attempt is repeated once.
+        replies: As for `answers`; by default the server accepts everything.
+        settings: Further settings of the client.
+
+    Returns:
+        What the call returned or raised, and the server.
+    """
+
+    async def main() -> tuple[Any, Server]:
+        async with (
+            Server(answers(*(replies or (OK,)))) as server,
+            client_with_two_attempts(server.url, **settings) as loops,
+        ):
+            try:
+                return await use(loops), server
+            except (LoopsError, TypeError, ValueError) as error:
+                return error, server
+
+    return run(main())
+
+
+def outcome_without_connection(
+    use: Callable[[AsyncLoopsClient], Any], **settings: Any
+) -> Any:
+    """Return what the call returned or raised, and check that it did not connect."""
+    outcome, server = outcome_of(use, **settings)
+    assert server.connections == 0
+    return outcome
+
+
+# Sockets.
+
+
+def bound_socket() -> socket.socket:
+    """Return a socket that has a port and refuses connections."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    return sock
+
+
+def url_of(sock: socket.socket, scheme: str = "http") -> str:
+    """Return the base URL of a server that listens on the socket."""
+    return f"{scheme}://127.0.0.1:{sock.getsockname()[1]}/api"
+
+
 def free_port() -> int:
-    """Return a port nobody listens on."""
+    """Return a port on which no server listens."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port: int = taken.getsockname()[1]
         return port
 
 
 class Recorder:
-    """The HTTP server of the standard library, noting what it is sent."""
+    """The HTTP server of the standard library, which records its requests.
+
+    It shares no code with the package or with aiohttp.
+    """
 
     def __init__(self, status: int = 200, body: bytes = b'{"success":true}') -> None:
         self.requests: list[Request] = []
         recorder = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class RecordingHandler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def answer(self) -> None:
+            def respond(self) -> None:
                 size = int(self.headers.get("Content-Length", 0))
-                # A repeated header must not hide behind a dict.
+                # A dict would hide a repeated header.
                 names = [name.lower() for name in self.headers]
                 assert len(names) == len(set(names))
                 headers = dict(zip(names, self.headers.values(), strict=True))
@@ -263,12 +448,14 @@ class Recorder:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = respond  # noqa: N815
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), RecordingHandler
+        )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     @property
@@ -277,7 +464,7 @@ class Recorder:
 
     @property
     def request(self) -> Request:
-        """The only request there was."""
+        """The only request of the test."""
         (request,) = self.requests
         return request
 
@@ -285,33 +472,7 @@ class Recorder:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-
-
-async def _serve(settings: Mapping[str, Any]) -> None:
-    """Be a sandbox until standard input ends, then tell what was requested."""
-    async with Sandbox(max_requests=None, **settings) as sandbox:
-        _tell({"url": sandbox.url, "api_key": sandbox.api_key})
-        await asyncio.to_thread(sys.stdin.read)
-        requests = [
-            (one.headers.get("Idempotency-Key"), one.body.decode(), one.fault)
-            for one in sandbox.requests
-        ]
-        _tell(requests)
-
-
-def _tell(value: object) -> None:
-    sys.stdout.write(f"{json.dumps(value)}\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    asyncio.run(_serve(json.loads(sys.argv[1])))

@@ -1,8 +1,7 @@
-"""What worker processes run, and the test that enqueues for them.
+"""A broker for worker processes, and for the test that enqueues tasks for them.
 
-    taskiq worker worker_app:worker
-
-The settings are in the environment, as `Workers` writes them.
+The command is ``taskiq worker worker_app:worker``. `Workers` runs it and writes
+the settings into the environment.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from redis.asyncio import Redis
 from taskiq import TaskiqDepends, TaskiqMessage, TaskiqMiddleware
@@ -21,6 +20,7 @@ from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 from loops_async import AsyncLoopsClient, Event, RetryPolicy
 from loops_async.taskiq import SendEvent, add_loops, get_client
+from support.processes import Process
 
 SETTINGS = "WORKER_APP"
 DELIVERIES = "deliveries"
@@ -29,22 +29,26 @@ DELIVERIES = "deliveries"
 def make(
     redis: str, url: str, key: str, *, deadline: float = 20.0, **queue: Any
 ) -> tuple[RedisStreamBroker, SendEvent]:
-    """Make the broker, and the task that sends.
+    """Make the broker and the task that sends.
 
     Args:
-        redis: Its URL.
-        url: Of the sandbox, like the key.
-        key: Of the API.
-        deadline: As in add_loops.
-        queue: As in RedisStreamBroker.
+        redis: The URL of the Redis server.
+        url: The base URL of the sandbox.
+        key: The API key of the sandbox.
+        deadline: The deadline of `add_loops`.
+        queue: Arguments of RedisStreamBroker.
     """
-    quick = {"xread_block": 50, "xread_count": 10, "unacknowledged_lock_timeout": 1.0}
-    broker = RedisStreamBroker(redis, **{**quick, **queue})
+    defaults = {
+        "xread_block": 50,
+        "xread_count": 10,
+        "unacknowledged_lock_timeout": 1.0,
+    }
+    broker = RedisStreamBroker(redis, **{**defaults, **queue})
     broker.with_result_backend(RedisAsyncResultBackend(redis))
 
     def client() -> AsyncLoopsClient:
         if not broker.is_worker_process:
-            raise AssertionError("who only enqueues needs no client")
+            raise AssertionError("a process that only enqueues needs no client")
         return AsyncLoopsClient(
             key,
             base_url=url,
@@ -54,11 +58,11 @@ def make(
         )
 
     send_event = add_loops(broker, client=client, deadline=deadline)
-    broker.add_middlewares(_Counting(broker))
+    broker.add_middlewares(_DeliveryCounter(broker))
 
     @broker.task("tick")
     async def tick() -> None:
-        """Be a new message, which has the broker look for old ones."""
+        """Do nothing: a new message makes the broker look for old ones."""
 
     @broker.task("welcome")
     async def welcome(
@@ -74,8 +78,8 @@ def worker() -> RedisStreamBroker:
     return broker
 
 
-class _Counting(TaskiqMiddleware):
-    """Counts how often each task is delivered."""
+class _DeliveryCounter(TaskiqMiddleware):
+    """A middleware that counts the deliveries of each task in Redis."""
 
     def __init__(self, broker: RedisStreamBroker) -> None:
         super().__init__()
@@ -88,37 +92,26 @@ class _Counting(TaskiqMiddleware):
         return message
 
 
-class Workers:
-    """A group of worker processes, killed at the end of the block.
+class Workers(Process):
+    """A group of worker processes, which are killed when the block is left.
 
     Args:
-        settings: Of `make`.
-        options: Of ``taskiq worker``.
+        settings: Arguments of `make`.
+        options: Options of ``taskiq worker``.
     """
 
     def __init__(self, settings: dict[str, Any], *options: str) -> None:
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-W", "error", "-m", "taskiq", "worker"),
-                *("worker_app:worker", "--app-dir", str(Path(__file__).parent)),
-                *("--log-level", "WARNING", *options),
-            ],
+        super().__init__(
+            *(sys.executable, "-W", "error", "-m", "taskiq", "worker"),
+            *("worker_app:worker", "--app-dir", str(Path(__file__).parent)),
+            *("--log-level", "WARNING", *options),
             env={**os.environ, SETTINGS: json.dumps(settings)},
             stderr=subprocess.PIPE,
-            start_new_session=True,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.returncode is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.communicate()
-
     async def stop(self) -> str:
-        """Ask them to end, and return what they complained about."""
+        """Stop the workers, and return their standard error."""
         self._process.send_signal(signal.SIGTERM)
-        _, complaints = await asyncio.to_thread(self._process.communicate)
-        assert self._process.returncode == 0, complaints
-        return str(complaints, "utf-8")
+        _, errors = await asyncio.to_thread(self._process.communicate)
+        assert self._process.returncode == 0, errors
+        return str(errors, "utf-8")
