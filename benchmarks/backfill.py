@@ -1,7 +1,7 @@
-"""A million rows of CSV: checked, and entered into a backfill's journal.
+"""The time and the memory to check and to journal a million CSV rows.
 
-Each in a process of its own, whose memory at its highest is read at the end.
-Beside them Python's own `csv` reads the same file, and does nothing with it.
+Each variant runs in its own process, whose peak memory is read at the end. For
+comparison, the module `csv` reads the same file and discards the rows.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 ROWS = 1_000_000
 CSV, CHECKED, JOURNALLED = "csv", "check", "journal"
-LEAST = {CHECKED: 30_000, JOURNALLED: 15_000}  # rows a second
-MOST_MEGABYTES = 200
+LEAST = {CHECKED: 30_000, JOURNALLED: 15_000}  # rows per second
+MAX_MEGABYTES = 200
 _HEADS = (
     "email,user_id,event_name,event_properties.plan,event_properties.amount,"
     "contact_properties.firstName\n"
@@ -36,98 +36,101 @@ _HEADS = (
 
 @contextmanager
 def on_disk() -> Iterator[Path]:
-    """Make a folder for a while, where a flush has something to do."""
-    places = [Path(tempfile.gettempdir()), Path(__file__).parents[1]]
-    real = [place for place in places if not file_system(place).startswith("in memory")]
-    with tempfile.TemporaryDirectory(dir=(real or places)[0]) as folder:
+    """Create a temporary folder, on a disk rather than in memory if possible."""
+    parents = [Path(tempfile.gettempdir()), Path(__file__).parents[1]]
+    on_a_disk = [
+        path for path in parents if not file_system(path).startswith("in memory")
+    ]
+    with tempfile.TemporaryDirectory(dir=(on_a_disk or parents)[0]) as folder:
         print(f"files on {file_system(Path(folder))}", flush=True)
         yield Path(folder)
 
 
-def file_system(place: Path) -> str:
-    """Return what a folder is on."""
+def file_system(folder: Path) -> str:
+    """Return the name of a folder's file system."""
     mounts = Path("/proc/mounts")
     if not mounts.exists():
         return "an unknown file system"
     known = (line.split()[1:3] for line in mounts.read_text().splitlines())
     at = {Path(mounted): kind for mounted, kind in known}
-    whole = place.resolve()
-    kind = next(at[path] for path in (whole, *whole.parents) if path in at)
+    absolute = folder.resolve()
+    kind = next(at[path] for path in (absolute, *absolute.parents) if path in at)
     return f"in memory, {kind}" if kind in ("tmpfs", "ramfs") else kind
 
 
 def generate(path: Path, rows: int) -> None:
-    """Write events as an export would have them, two for each contact."""
+    """Write a CSV file like an export, with two events of each contact."""
     with path.open("w", encoding="utf-8") as file:
         file.write(_HEADS)
         for number in range(rows):
-            who = number // 2
+            contact = number // 2
             file.write(
-                f"person{who}@example.com,usr_{who:07},planUpgraded,"
+                f"person{contact}@example.com,usr_{contact:07},planUpgraded,"
                 f"{'Pro' if number % 3 else 'Team'},{number % 500}.5,Ada\n"
             )
 
 
 def read_only(path: Path) -> Row:
-    """Read it with the module csv."""
+    """Read the file with the module csv."""
     began = time.perf_counter()
     with path.open(encoding="utf-8", newline="") as file:
         rows = sum(1 for _ in csv.reader(file)) - 1
     return {"rows": rows, "seconds": time.perf_counter() - began}
 
 
-def checked(path: Path) -> Row:
-    return asyncio.run(_backfilled(path, journal=False))
+def check(path: Path) -> Row:
+    return asyncio.run(_backfill(path, journal=False))
 
 
-def journalled(path: Path) -> Row:
-    """Do all that comes before the question, which is answered with no."""
-    return asyncio.run(_backfilled(path, journal=True))
+def enter_into_journal(path: Path) -> Row:
+    """Run a backfill up to its confirmation, which is declined."""
+    return asyncio.run(_backfill(path, journal=True))
 
 
-async def _backfilled(path: Path, *, journal: bool) -> Row:
-    # Here, as the process that only reads should not have it in memory.
+async def _backfill(path: Path, *, journal: bool) -> Row:
+    # Imported here, so that the process of read_only does not hold the package.
     from loops_async._backfill.backfill import Backfill  # noqa: PLC0415
     from loops_async._backfill.input import InputOptions  # noqa: PLC0415
 
-    asked: list[tuple[float, Preview]] = []
+    previews: list[tuple[float, Preview]] = []
 
     def confirm(preview: "Preview") -> bool:
-        asked.append((time.perf_counter(), preview))
+        previews.append((time.perf_counter(), preview))
         return False
 
     async with AsyncLoopsClient("key") as loops:
-        reading = InputOptions(types={"amount": "number"})
-        run = Backfill(path, loops, input_options=reading, confirm=confirm)
+        options = InputOptions(types={"amount": "number"})
+        run = Backfill(path, loops, input_options=options, confirm=confirm)
         began = time.perf_counter()
         if journal:
             await run.run()
         else:
             confirm(await run.check())
-    ((ended, preview),) = asked
+    ((ended, preview),) = previews
     assert not preview.invalid, preview.problems
     return {"rows": preview.to_send, "seconds": ended - began}
 
 
-WAYS: dict[str, Callable[[Path], Row]] = {
+VARIANTS: dict[str, Callable[[Path], Row]] = {
     CSV: read_only,
-    CHECKED: checked,
-    JOURNALLED: journalled,
+    CHECKED: check,
+    JOURNALLED: enter_into_journal,
 }
 
 
-def measure_here(what: str, path: Path) -> None:
-    """Print the row of one way as JSON."""
-    before = _most_megabytes()
-    row = WAYS[what](path)
-    memory = {"before": before, "megabytes": _most_megabytes()}
-    print(json.dumps({"what": what, **row, **memory}))
+def measure_here(variant: str, path: Path) -> None:
+    """Print the result of one variant as JSON."""
+    before = _peak_megabytes()
+    row = VARIANTS[variant](path)
+    memory = {"before": before, "megabytes": _peak_megabytes()}
+    print(json.dumps({"variant": variant, **row, **memory}))
 
 
-def _most_megabytes() -> float | None:
-    """Return the most that was resident; only Linux tells that of just this.
+def _peak_megabytes() -> float | None:
+    """Return the peak resident memory of this process, or None if unknown.
 
-    What `resource` tells began with that of the process which started this one.
+    The peak of the module `resource` includes that of the parent process, so only
+    Linux's own is used.
     """
     status = Path("/proc/self/status")
     if not status.exists():
@@ -141,8 +144,8 @@ def measure(rows: int = ROWS) -> list[Row]:
         path = folder / "events.csv"
         generate(path, rows)
         programs = [
-            [sys.executable, "-m", "benchmarks.backfill", what, os.fspath(path)]
-            for what in WAYS
+            [sys.executable, "-m", "benchmarks.backfill", variant, os.fspath(path)]
+            for variant in VARIANTS
         ]
         found: list[Row] = [
             json.loads(subprocess.check_output(program)) for program in programs
@@ -152,34 +155,32 @@ def measure(rows: int = ROWS) -> list[Row]:
 
 
 def report(rows: list[Row]) -> bool:
-    """Print it; return whether it is as promised."""
-    (alone,) = [row for row in rows if row["what"] == CSV]
+    """Print the results; return whether they keep the promises."""
+    (csv_only,) = [row for row in rows if row["variant"] == CSV]
     lines = [
         (
-            row["what"],
+            row["variant"],
             round(row["rows"] / row["seconds"]),
-            row["seconds"] / alone["seconds"],
+            row["seconds"] / csv_only["seconds"],
             row["megabytes"],
             row["before"],
         )
         for row in rows
     ]
-    heads = ("", "rows/s", "time over csv", "MB at most", "MB before")
-    show(f"A CSV file of {alone['rows']:,} rows", [heads, *lines])
+    heads = ("", "rows/s", "time / csv", "peak MB", "MB before")
+    show(f"A CSV file of {csv_only['rows']:,} rows", [heads, *lines])
     print()
     good = True
     for row in rows:
-        if row["what"] in LEAST:
-            what, least = row["what"], LEAST[row["what"]]
-            good &= promise(
-                f"rows a second, {what}", row["rows"] / row["seconds"], least=least
-            )
+        variant = row["variant"]
+        if variant in LEAST:
+            rate = row["rows"] / row["seconds"]
+            good &= promise(f"rows per second, {variant}", rate, least=LEAST[variant])
             if row["megabytes"] is not None:
-                good &= promise(
-                    f"MB at most, {what}", row["megabytes"], most=MOST_MEGABYTES
-                )
-    if alone["megabytes"] is None:
-        print("  Memory is only read on Linux.")
+                what = f"peak MB, {variant}"
+                good &= promise(what, row["megabytes"], most=MAX_MEGABYTES)
+    if csv_only["megabytes"] is None:
+        print("  Memory is measured on Linux only.")
     return good
 
 

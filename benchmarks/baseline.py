@@ -1,4 +1,4 @@
-"""What one writes by hand: the yardstick. Frozen; do not tune it."""
+"""The hand-written loop that results are relative to. Do not tune it."""
 
 import uuid
 from typing import Any

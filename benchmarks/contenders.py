@@ -1,8 +1,8 @@
-"""Ways to stay below a rate limit: ours, and what one would take instead.
+"""Ways to stay below a rate limit: this package and the usual alternatives.
 
-The others send with `tuned`, several at once, and try again after a 429, with
-the pauses most clients make; so each event arrives in the end, however many
-429s that takes.
+The alternatives send with `tuned`, several requests at once, and retry after a 429
+with the pauses that most clients use. Every event is therefore accepted in the end,
+after more or fewer 429s.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from .sandboxes import Target
 Admit: TypeAlias = Callable[[], Awaitable[object]]
 Contender: TypeAlias = Callable[[Target, asyncio.Event], Coroutine[Any, Any, None]]
 
+OURS = "loops-async"
 _BASE, _CAP = 0.5, 20.0  # seconds of full jitter after a 429
 _CONTACTS = 5000  # so many that no event waits for another of its contact
 
@@ -45,16 +46,16 @@ async def ours(target: Target, stop: asyncio.Event) -> None:
     ) as loops:
         run = asyncio.create_task(loops.send_events(endless()))
         await stop.wait()
-        await loops.aclose()  # or it would go on with what it has read ahead
+        await loops.aclose()  # ends the run, whose source is endless
         await run
 
 
 def send_time_semaphore(limit: int) -> Admit:
-    slots = asyncio.Semaphore(limit)
+    permits = asyncio.Semaphore(limit)
 
     async def admit() -> None:
-        await slots.acquire()
-        asyncio.get_running_loop().call_later(1.0, slots.release)
+        await permits.acquire()
+        asyncio.get_running_loop().call_later(1.0, permits.release)
 
     return admit
 
@@ -76,10 +77,11 @@ def pyrate_limiter(limit: int) -> Admit:
 def moving_window(limit: int) -> Admit:
     limiter = MovingWindowRateLimiter(MemoryStorage())
     item = RateLimitItemPerSecond(limit)
-    turn = asyncio.Lock()  # it cannot wait by itself; a crowd that asks is dear
+    # The limiter cannot wait, and polling by many workers would be expensive.
+    lock = asyncio.Lock()
 
     async def admit() -> None:
-        async with turn:
+        async with lock:
             while not await limiter.hit(item, "loops"):
                 stats = await limiter.get_window_stats(item, "loops")
                 await asyncio.sleep(max(0.001, stats.reset_time - time.time()))
@@ -92,7 +94,7 @@ def no_limiter(_: int) -> Admit:
 
 
 def with_retries(make: Callable[[int], Admit]) -> Contender:
-    """Return a contender that asks before each attempt."""
+    """Return a contender that waits for admission before each attempt."""
 
     async def run(target: Target, stop: asyncio.Event) -> None:
         admit = make(target.limit)
@@ -109,8 +111,8 @@ def with_retries(make: Callable[[int], Admit]) -> Contender:
                         await admit()
                         if await tuned.send(session, url, body, key) != 429:
                             break
-                        most = min(_CAP, _BASE * 2.0**attempt)
-                        await asyncio.sleep(random.uniform(0.0, most))
+                        longest = min(_CAP, _BASE * 2.0**attempt)
+                        await asyncio.sleep(random.uniform(0.0, longest))
 
             workers = [asyncio.create_task(work(first)) for first in range(in_flight)]
             await stop.wait()
@@ -124,7 +126,7 @@ def with_retries(make: Callable[[int], Admit]) -> Contender:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "ours": ours,
+    OURS: ours,
     "send-time semaphore": with_retries(send_time_semaphore),
     "aiolimiter": with_retries(aiolimiter),
     "pyrate-limiter": with_retries(pyrate_limiter),

@@ -1,9 +1,9 @@
-"""Processes that share a key and know nothing of each other.
+"""Uncoordinated processes that share one API key.
 
-Each runs `send_events` without end at the full limit; what they learn of the
-others they learn from 429s. The first half minute, in which they find each
-other, is counted apart. Fleets of several sizes run at the same time, each
-with a sandbox of its own: at 10 a second they are no load.
+Each process runs an endless `send_events` with the full limit, so its only
+information about the other processes is the 429s. The first 30 s, in which the
+processes adapt, are reported separately. Fleets of several sizes run at the same
+time, each with its own sandbox; 10 requests per second are no load for the machine.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ import attrs
 from loops_async import AsyncLoopsClient, Event, Outcome, RateLimiter
 from loops_async.sandbox import Behaviour
 
-from .processes import together
+from .processes import run_together
 from .sandboxes import Log, Target, sandboxes
 from .table import Row, percent, promise, show
 
@@ -35,14 +35,19 @@ FLEETS = (
     (4, "bucket"),
 )
 PROMISED = 4  # processes
-LEAST_SHARE, MOST_LIMITED, LEAST_FAIR = 0.90, 0.05, 0.5
+MIN_SHARE, MAX_LIMITED, MIN_FAIR = 0.90, 0.05, 0.5
 
 
 @attrs.frozen
 class Sent:
-    """What one process did: when its events were acknowledged, and the rest.
+    """The result of one process.
 
-    What the closing of the client cut short is neither failed nor lost.
+    Events that are cut off when the client closes count as neither failed nor lost.
+
+    Attributes:
+        acknowledged: The monotonic times of the acknowledgements.
+        failed: The number of failed events.
+        lost: The number of events without an outcome.
     """
 
     acknowledged: list[float]
@@ -50,8 +55,8 @@ class Sent:
     lost: int
 
 
-async def send(target: Target, who: int, seconds: float) -> Sent:
-    """Send for so long and a second more."""
+async def send(target: Target, process: int, seconds: float) -> Sent:
+    """Send for the given seconds and one more."""
     acknowledged: list[float] = []
     pulled = failed = 0
     closing = False
@@ -60,7 +65,7 @@ async def send(target: Target, who: int, seconds: float) -> Sent:
         nonlocal pulled
         while True:
             pulled += 1
-            yield Event("signup", email=f"{who}-{pulled % 5000}@example.com")
+            yield Event("signup", email=f"{process}-{pulled % 5000}@example.com")
 
     def note(outcome: Outcome) -> None:
         nonlocal failed
@@ -93,13 +98,13 @@ def measure(seconds: float = SECONDS) -> list[Row]:
     ]
     with sandboxes(settings) as servers:
         calls = [
-            (target, who, COLD + seconds)
+            (target, process, COLD + seconds)
             for (size, _), target in zip(FLEETS, servers.targets, strict=True)
-            for who in range(size)
+            for process in range(size)
         ]
-        sent = iter(together(send, calls))
+        sent = iter(run_together(send, calls))
         logs = servers.close()
-    print(f"{len(calls)} processes; the servers' core was {servers.load:.0%} busy")
+    print(f"{len(calls)} processes; the servers used {servers.load:.0%} of their core")
     return [
         row
         for (size, window), log in zip(FLEETS, logs, strict=True)
@@ -136,8 +141,8 @@ def rows_of(
 
 
 def report(rows: list[Row]) -> bool:
-    """Print it; return whether the fleet of four is as promised."""
-    heads = ("", "", "", "share of limit", "429", "least fair", "most")
+    """Print the results; return whether the fleets of four keep the promises."""
+    heads = ("", "", "", "share of limit", "429s", "min / fair", "max / fair")
     lines = [
         (
             f"{row['processes']} processes",
@@ -150,20 +155,23 @@ def report(rows: list[Row]) -> bool:
         )
         for row in rows
     ]
-    show(f"One key, {LIMIT}/s, uncoordinated, round trips 20-70 ms", [heads, *lines])
+    title = f"One key, {LIMIT}/s, uncoordinated processes, round trips 20-70 ms"
+    show(title, [heads, *lines])
     print()
     good = True
     for row in rows:
         if row["processes"] == PROMISED and row["when"] == "settled":
             what = f"{PROMISED} processes, {row['window']}"
-            good &= promise(f"share used, {what}", row["share"], least=LEAST_SHARE)
-            good &= promise(f"429s, {what}", row["limited"], most=MOST_LIMITED)
-            good &= promise(f"of a fair share, {what}", row["least"], least=LEAST_FAIR)
+            good &= promise(
+                f"share of the limit, {what}", row["share"], least=MIN_SHARE
+            )
+            good &= promise(f"share of 429s, {what}", row["limited"], most=MAX_LIMITED)
+            good &= promise(f"min / fair share, {what}", row["least"], least=MIN_FAIR)
     ends = [row for row in rows if row["when"] == "settled"]
     acknowledged = sum(row["acknowledged"] for row in ends)
-    for what in ("failed", "lost"):
-        number = sum(row[what] for row in ends)
-        good &= promise(f"events {what}, of {acknowledged:,}", number, most=0)
+    for fate in ("failed", "lost"):
+        number = sum(row[fate] for row in ends)
+        good &= promise(f"{fate} events of {acknowledged:,}", number, most=0)
     return good
 
 

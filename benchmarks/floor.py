@@ -1,7 +1,7 @@
-"""The floor: hand-made HTTP on kept connections, and nothing else.
+"""A lower bound: literal HTTP on persistent connections, with asyncio alone.
 
-What asyncio itself costs. It trusts the server blindly, so that nobody can
-send events for less; nobody should send them like this, either.
+This sender does not check the responses, so an application cannot use it. It shows
+the cost of asyncio itself, which is a part of the cost of every client.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from loops_async._json import dumps, loads
 
 class _Connection(asyncio.Protocol):
     transport: asyncio.Transport
-    answer: asyncio.Future[bytes]
+    response: asyncio.Future[bytes]
 
     def data_received(self, data: bytes) -> None:
-        # The stand-in writes each answer at once, so it is not in pieces.
-        self.answer.set_result(data)
+        # The stub server writes each response at once, so it arrives in one piece.
+        self.response.set_result(data)
 
 
 class Floor:
-    """Sends to one address, on as many connections as are needed at once."""
+    """A sender to one address, with a connection for each concurrent request."""
 
     def __init__(self, api_key: str, base_url: str) -> None:
         address = urlsplit(base_url)
@@ -38,16 +38,16 @@ class Floor:
         if not self._idle:
             await self._connect()
         connection = self._idle.pop()
-        content = dumps(body)
-        connection.answer = asyncio.get_running_loop().create_future()
+        encoded = dumps(body)
+        connection.response = asyncio.get_running_loop().create_future()
         connection.transport.write(
             b"%bIdempotency-Key: %b\r\nContent-Length: %d\r\n\r\n%b"
-            % (self._head, str(uuid.uuid4()).encode(), len(content), content)
+            % (self._head, str(uuid.uuid4()).encode(), len(encoded), encoded)
         )
-        head, _, answer = (await connection.answer).partition(b"\r\n\r\n")
+        head, _, content = (await connection.response).partition(b"\r\n\r\n")
         self._idle.append(connection)
         assert head.startswith(b"HTTP/1.1 200 ")
-        return loads(answer)
+        return loads(content)
 
     def close(self) -> None:
         for connection in self._idle:

@@ -1,10 +1,10 @@
-"""What `await outbox.put(...)` costs a handler, while Loops takes 10 a second.
+"""The cost of `await outbox.put(...)` in a handler, with a limit of 10 per second.
 
-A FastAPI app under uvicorn, who asks it and the Loops behind it are a process
-each. 500 requests are under way at any time; the handler that puts takes turns
-with the same one that does not, and the median of the rounds counts. In the end
-the app is stopped while it is asked, and started again with a Loops whose time
-runs faster, so that all that is left gets through and can be counted.
+The FastAPI app (under uvicorn), the load generator and the sandbox run in a process
+each. The load generator keeps 500 requests in flight. The handler with the put and
+the handler without it alternate, and the median of the rounds counts. At the end the
+app is stopped under load and restarted with a sandbox whose clock runs faster, so
+that all pending events are sent and can be counted.
 """
 
 import asyncio
@@ -31,33 +31,33 @@ from loops_async import Event
 from loops_async.fastapi import LoopsOutbox, loops_lifespan
 from loops_async.sandbox import Sandbox
 
-from .answering import pin
 from .backfill import on_disk
-from .processes import Load, beside
+from .processes import Load, child_process
+from .stub_server import pin
 from .table import Row, promise, show
 
 LIMIT, IN_FLIGHT = 10, 500
 ROUNDS, REQUESTS = 9, 2500
-MOST_OF_PLAIN = 3.0
-PUT, PLAIN = "with the put", "without it"
+MAX_P99_RATIO = 3.0
+PUT, PLAIN = "with put", "without put"
 PATHS = {PLAIN: "/without", PUT: "/with"}
-_UNTIL_STOPPED = 1.5  # seconds of load before the app is told to stop
-_FASTER = 1000
-_GRACE = 1.0
+_UNTIL_STOPPED = 1.5  # seconds of load before the app is stopped
+_SPEED = 1000  # of the sandbox's clock, to send the pending events
+_GRACE = 1.0  # seconds
 
-Asked: TypeAlias = tuple[list[float], list[int], float]
-"""Seconds of each request, the numbers of those that were answered, and the
-share of a core that asking took."""
+LoadResult: TypeAlias = tuple[list[float], list[int], float]
+"""The seconds of each request, the numbers of the requests with a response, and the
+share of a core that the load generator used."""
 
 
 # The app
 
 
-def made() -> FastAPI:
-    """Make the app; its outbox is where the environment says."""
+def make_app() -> FastAPI:
+    """Return the app; the environment variable OUTBOX is the path of its outbox."""
     pin(0)
-    opened = partial(loops_lifespan, outbox=os.environ["OUTBOX"], grace=_GRACE)
-    app = FastAPI(lifespan=opened)
+    lifespan = partial(loops_lifespan, outbox=os.environ["OUTBOX"], grace=_GRACE)
+    app = FastAPI(lifespan=lifespan)
 
     @app.post(PATHS[PUT])
     async def with_put(number: int, outbox: LoopsOutbox) -> dict[str, str]:
@@ -66,7 +66,7 @@ def made() -> FastAPI:
         return {"key": event.idempotency_key}
 
     @app.post(PATHS[PLAIN])
-    async def without(number: int, outbox: LoopsOutbox) -> dict[str, str]:  # noqa: ARG001 - as above
+    async def without(number: int, outbox: LoopsOutbox) -> dict[str, str]:  # noqa: ARG001 - the same dependencies
         event = event_of(number)
         return {"key": event.idempotency_key}
 
@@ -88,7 +88,7 @@ def event_of(number: int) -> Event:
 
 @contextlib.contextmanager
 def running(folder: Path, loops: tuple[str, str], limit: float) -> Iterator["App"]:
-    """Run the app; yields when it listens."""
+    """Run the app; the context begins when the app is listening."""
     url, key = loops
     settings = {
         "LOOPS_API_KEY": key,
@@ -96,19 +96,19 @@ def running(folder: Path, loops: tuple[str, str], limit: float) -> Iterator["App
         "LOOPS_RATE_LIMIT": str(limit),
         "OUTBOX": str(folder / "events.db"),
     }
-    place = f"{__package__}.handlers:made"
+    target = f"{__package__}.handlers:make_app"
     options = ("--factory", "--port", "0", "--no-access-log")
-    said = folder / "uvicorn.log"
-    with said.open("w") as log:
+    log_path = folder / "uvicorn.log"
+    with log_path.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", place, *options],
+            [sys.executable, "-m", "uvicorn", target, *options],
             env={**os.environ, **settings},
             cwd=Path(__file__).parents[1],
             stderr=log,
         )
     try:
-        while not (found := _LISTENS.search(said.read_text())):
-            assert process.poll() is None, said.read_text()
+        while not (found := _LISTENS.search(log_path.read_text())):
+            assert process.poll() is None, log_path.read_text()
             time.sleep(0.05)
         yield App(found[1], process)
     finally:
@@ -120,7 +120,7 @@ _LISTENS = re.compile(r"running on (http://\S+)")
 
 
 class App:
-    """The app, and how to stop it."""
+    """The running app."""
 
     def __init__(self, url: str, process: "subprocess.Popen[bytes]") -> None:
         self.url = url
@@ -130,17 +130,17 @@ class App:
         self._process.terminate()
         self._process.wait()
 
-    def state(self, what: str) -> float:
-        """Return how many are ``pending``, or the seconds of ``cpu`` it used."""
-        with urllib.request.urlopen(f"{self.url}/state") as answer:
-            return float(json.load(answer)[what])
+    def state(self, name: str) -> float:
+        """Return the number of ``pending`` events, or the ``cpu`` time in seconds."""
+        with urllib.request.urlopen(f"{self.url}/state") as response:
+            return float(json.load(response)[name])
 
 
-# Processes beside it
+# The other processes
 
 
-def _loops(pipe: Connection) -> None:
-    """Be Loops: at first as fast as it is, and faster when told."""
+def _run_sandbox(pipe: Connection) -> None:
+    """Run a sandbox whose clock speeds up on the message "faster"."""
     pin(1)
     began = switched = time.monotonic()
     speed = 1
@@ -153,7 +153,7 @@ def _loops(pipe: Connection) -> None:
         async with Sandbox(rate_limit=LIMIT, clock=clock) as sandbox:
             pipe.send((sandbox.url, sandbox.api_key))
             while await asyncio.to_thread(pipe.recv) == "faster":
-                switched, speed = time.monotonic(), _FASTER
+                switched, speed = time.monotonic(), _SPEED
             pipe.send([int(one.event_properties["number"]) for one in sandbox.events])
             await asyncio.to_thread(pipe.recv)
 
@@ -161,51 +161,58 @@ def _loops(pipe: Connection) -> None:
         asyncio.run(serve())
 
 
-def _asking(pipe: Connection, url: str) -> None:
-    """Ask for what one is told, with so many requests under way."""
+def _generate_load(pipe: Connection, url: str) -> None:
+    """Run each load that the pipe delivers, and send back its result."""
     pin(1)
 
-    async def ask_all() -> None:
+    async def run_loads() -> None:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(url, connector=connector) as session:
             while True:
-                path, first, most = await asyncio.to_thread(pipe.recv)
-                pipe.send(await asked(session, path, first, most))
+                path, first, total = await asyncio.to_thread(pipe.recv)
+                pipe.send(await run_load(session, path, first, total))
 
     with contextlib.suppress(EOFError, KeyboardInterrupt):
-        asyncio.run(ask_all())
+        asyncio.run(run_loads())
 
 
-async def asked(
-    session: aiohttp.ClientSession, path: str, first: int, most: int | None
-) -> Asked:
-    """Ask so often, or until nobody answers any more."""
-    took: list[float] = []
+async def run_load(
+    session: aiohttp.ClientSession, path: str, first: int, total: int | None
+) -> LoadResult:
+    """Send the requests from `first` on, IN_FLIGHT at a time.
+
+    Args:
+        session: The session, with the URL of the app.
+        path: The path of the handler.
+        first: The number of the first request.
+        total: The number of requests; None sends until the app is gone.
+    """
+    durations: list[float] = []
     answered: list[int] = []
-    numbers = iter(count(first) if most is None else range(first, first + most))
+    numbers = iter(count(first) if total is None else range(first, first + total))
 
-    async def ask() -> None:
+    async def send_requests() -> None:
         for number in numbers:
             began = time.perf_counter()
             try:
-                async with session.post(path, params={"number": number}) as answer:
-                    assert answer.status == 200, await answer.text()
-                    await answer.read()
+                async with session.post(path, params={"number": number}) as response:
+                    assert response.status == 200, await response.text()
+                    await response.read()
             except aiohttp.ClientError:
-                if most is not None:
+                if total is not None:
                     raise
                 return
-            took.append(time.perf_counter() - began)
+            durations.append(time.perf_counter() - began)
             answered.append(number)
 
     load = Load()
     async with asyncio.TaskGroup() as group:
         for _ in range(IN_FLIGHT):
-            group.create_task(ask())
-    return took, answered, load.share()
+            group.create_task(send_requests())
+    return durations, answered, load.share()
 
 
-# What is measured
+# The measurement
 
 
 def measure() -> list[Row]:
@@ -214,41 +221,44 @@ def measure() -> list[Row]:
     shares: list[float] = []
     acknowledged: list[int] = []
     numbers = count(step=REQUESTS)
-    with on_disk() as folder, beside(_loops) as loops:
-        where = loops.recv()
-        with running(folder, where, LIMIT) as app, beside(_asking, app.url) as asking:
-            for _ in range(1 + ROUNDS):  # the first is to warm up
+    with on_disk() as folder, child_process(_run_sandbox) as sandbox:
+        target = sandbox.recv()
+        with (
+            running(folder, target, LIMIT) as app,
+            child_process(_generate_load, app.url) as load,
+        ):
+            for _ in range(1 + ROUNDS):  # the first round warms up
                 for name, path in PATHS.items():
                     before = app.state("cpu")
-                    asking.send((path, next(numbers), REQUESTS))
-                    took, answered, share = asking.recv()
-                    rounds[name].append(took)
+                    load.send((path, next(numbers), REQUESTS))
+                    durations, answered, share = load.recv()
+                    rounds[name].append(durations)
                     spent[name].append((app.state("cpu") - before) / REQUESTS)
                     shares.append(share)
                     if name == PUT:
                         acknowledged += answered
-            asking.send((PATHS[PUT], next(numbers), None))
+            load.send((PATHS[PUT], next(numbers), None))
             time.sleep(_UNTIL_STOPPED)
             app.stop()
-            _, last, _ = asking.recv()
-        assert last, "it was stopped before it was asked"
+            _, last, _ = load.recv()
+        assert last, "the app stopped before it received a request"
         acknowledged += last
-        loops.send("faster")
-        with running(folder, where, float("inf")) as app:
+        sandbox.send("faster")
+        with running(folder, target, float("inf")) as app:
             left = round(app.state("pending"))
             while app.state("pending"):
                 time.sleep(0.2)
             app.stop()
-        loops.send("count")
-        accepted = loops.recv()
+        sandbox.send("count")
+        accepted = sandbox.recv()
     busy = statistics.median(shares)
-    print(f"the core of who asks was {busy:.0%} busy, which is in all times")
+    print(f"the load generator used {busy:.0%} of its core; all times include this")
     return [
         *(timed(name, rounds[name][1:], spent[name][1:]) for name in PATHS),
         {
-            "what": "books",
+            "handler": "totals",
             "acknowledged": len(acknowledged),
-            "under way when stopped": len(last),
+            "acknowledged while stopping": len(last),
             "left": left,
             "lost": len({*acknowledged} - {*accepted}),
             "twice": len(accepted) - len({*accepted}),
@@ -258,9 +268,9 @@ def measure() -> list[Row]:
 
 def timed(name: str, rounds: list[list[float]], spent: list[float]) -> Row:
     """Return the medians of the rounds."""
-    cuts = [statistics.quantiles(some, n=100, method="inclusive") for some in rounds]
+    cuts = [statistics.quantiles(times, n=100, method="inclusive") for times in rounds]
     return {
-        "what": name,
+        "handler": name,
         "requests": sum(map(len, rounds)),
         "p50": statistics.median(cut[49] for cut in cuts),
         "p99": statistics.median(cut[98] for cut in cuts),
@@ -269,17 +279,17 @@ def timed(name: str, rounds: list[list[float]], spent: list[float]) -> Row:
 
 
 def report(rows: list[Row]) -> bool:
-    """Print it; return whether it is as promised."""
-    plain, put, books = rows
+    """Print the results; return whether they keep the promises."""
+    plain, put, totals = rows
     measured = ("p50", "p99", "cpu")
     ratios = {name: put[name] / plain[name] for name in measured}
     show(
-        f"A handler, {IN_FLIGHT} requests under way, Loops at {LIMIT} a second",
+        f"A handler, {IN_FLIGHT} requests in flight, Loops at {LIMIT}/s",
         [
-            ("", "requests", "p50 ms", "p99 ms", "its CPU ms"),
+            ("", "requests", "p50 ms", "p99 ms", "CPU ms"),
             *(
                 (
-                    row["what"],
+                    row["handler"],
                     row["requests"],
                     *(row[name] * 1e3 for name in measured),
                 )
@@ -289,12 +299,12 @@ def report(rows: list[Row]) -> bool:
         ],
     )
     print(
-        f"\n  stopped under load: {books['acknowledged']} puts acknowledged, "
-        f"{books['left']} left for the next start"
+        f"\n  stopped under load: {totals['acknowledged']} puts acknowledged, "
+        f"{totals['left']} pending after the restart"
     )
-    good = promise(f"p99 {PUT}, over {PLAIN}", ratios["p99"], most=MOST_OF_PLAIN)
-    good &= promise("acknowledged and lost", books["lost"], most=0)
-    return good & promise("accepted twice", books["twice"], most=0)
+    good = promise(f"p99 {PUT} / {PLAIN}", ratios["p99"], most=MAX_P99_RATIO)
+    good &= promise("acknowledged events lost", totals["lost"], most=0)
+    return good & promise("events accepted twice", totals["twice"], most=0)
 
 
 def main() -> bool:

@@ -1,7 +1,7 @@
-"""What it costs to have: the import, the client, and the first send.
+"""The cost of the import, of a new client and of its first send.
 
-How long the first send blocks its event loop is asked of a new process each
-time, in which aiohttp, the connection and every cache are as cold as can be.
+Each measurement of the first send uses a new process, so that aiohttp, the connection
+and every cache are cold.
 """
 
 import asyncio
@@ -14,21 +14,21 @@ import time
 
 from loops_async import AsyncLoopsClient
 
-from .answering import answering
+from .stub_server import stub_server
 
 ROUNDS = 9
-MOST_OF_PYLOOPS = 0.5
-MOST_BLOCKED = 0.010
+MAX_OF_PYLOOPS = 0.5
+MAX_BLOCKED = 0.010  # seconds
 
 
 def import_seconds(*imports: str) -> list[float]:
-    """Return the wall-clock seconds each statement adds to bare Python.
+    """Return the wall-clock seconds that each statement adds to bare Python.
 
-    Each in a new process, taking turns; the best of the rounds counts.
+    The statements alternate, each in a new process. The best round counts.
     """
     programs = ["pass", *imports]
     best = [math.inf] * len(programs)
-    for _ in range(ROUNDS + 1):  # the first one also writes the byte code
+    for _ in range(ROUNDS + 1):  # the first round also writes the byte code
         for number, program in enumerate(programs):
             began = time.perf_counter()
             subprocess.run([sys.executable, "-c", program], check=True)
@@ -37,7 +37,11 @@ def import_seconds(*imports: str) -> list[float]:
 
 
 async def first_send(base_url: str) -> tuple[float, float]:
-    """Return the seconds the client took to make, and the first send blocked."""
+    """Make a client and send an event; return two durations in seconds.
+
+    The first is that of making the client. The second is the longest time for which
+    its first send blocks the event loop.
+    """
     began = time.perf_counter()
     loops = AsyncLoopsClient("key", base_url=base_url)
     made = time.perf_counter() - began
@@ -60,7 +64,7 @@ async def first_send(base_url: str) -> tuple[float, float]:
 
 
 def first_sends(base_url: str) -> tuple[float, float]:
-    """Return the median of both, over new processes."""
+    """Return the medians of `first_send` over several processes."""
     command = [sys.executable, "-m", "benchmarks.imports", base_url]
     results = [
         tuple(map(float, subprocess.check_output(command, text=True).split()))
@@ -71,25 +75,25 @@ def first_sends(base_url: str) -> tuple[float, float]:
 
 
 def main() -> bool:
-    """Print it all; return whether it is within what we promise."""
+    """Print the results; return whether they keep the promises."""
     good = True
     others = [name for name in ("pyloops", "httpx") if importlib.util.find_spec(name)]
-    # The package imports what is asked for: all that sending an event takes.
+    # The package imports names lazily, so the statement names all that a send needs.
     ours, *theirs = import_seconds(
         "from loops_async import AsyncLoopsClient, Event, LoopsError",
         *(f"import {name}" for name in others),
     )
-    print(f"importing our client: {ours * 1000:.0f} ms over bare Python")
+    print(f"import of the client: {ours * 1000:.0f} ms more than bare Python")
     for name, seconds in zip(others, theirs, strict=True):
         print(f"  {name}: {seconds * 1000:.0f} ms, ratio {ours / seconds:.2f}")
-        good = good and (name != "pyloops" or ours / seconds <= MOST_OF_PYLOOPS)
+        good = good and (name != "pyloops" or ours / seconds <= MAX_OF_PYLOOPS)
     if "pyloops" not in others:
-        print("  pyloops is not installed (it needs Python 3.12)")
-    with answering() as base_url:
+        print("  pyloops is not installed; it needs Python 3.12")
+    with stub_server() as base_url:
         made, blocked = first_sends(base_url)
-    print(f"the client takes {made * 1000:.0f} ms to make, aiohttp's import included")
-    print(f"the first send blocks the loop for {blocked * 1000:.1f} ms")
-    return good and blocked < MOST_BLOCKED
+    print(f"new client, with the import of aiohttp: {made * 1000:.0f} ms")
+    print(f"the first send blocks the event loop for {blocked * 1000:.1f} ms")
+    return good and blocked < MAX_BLOCKED
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How much of a rate limit is used, and at the price of how many 429s.
+"""The share of a rate limit that is used, and the share of 429s.
 
-Every way to stay below it meets every kind of window and of network, all at
-the same time, each with a sandbox of its own; what is counted is what the
-server saw. A 429 uses up nothing, which is kind to those who get many; what
-happens where it does is one of the networks. At 1,000 a second the machine is
-too small for all at once: there it is one at a time, for fewer periods, and
-the others against the sliding window only.
+Every contender runs with every kind of window and every network profile, all at the
+same time, each with its own sandbox, which counts the requests. A 429 uses no permit,
+which favours contenders with many 429s; in one of the profiles a 429 does use a
+permit. At 1,000 per second the machine is too small for concurrent cases, so these
+run one after another, the alternatives for a shorter time and with the sliding
+window only.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ import attrs
 
 from loops_async.sandbox import Behaviour
 
-from .contenders import CONTENDERS
-from .processes import Load, together
+from .contenders import CONTENDERS, OURS
+from .processes import Load, run_together
 from .sandboxes import Log, Settings, Target, sandboxes
 from .table import Row, percent, promise, show
 
-LEAST_SHARE, MOST_LIMITED = 0.95, 0.001
-SETTLE = 5.0  # seconds before what is measured
-MEASURED = 60.0  # periods, of a second each
-FEW = 20.0  # at 1,000 a second, for the others
+MIN_SHARE, MAX_LIMITED = 0.95, 0.001
+SETTLE = 5.0  # seconds before the measurement
+MEASURED = 60.0  # seconds
+FEW = 20.0  # seconds, for the alternatives at 1,000 per second
 WINDOWS = ("sliding", "fixed", "bucket")
 USUAL = "20-70 ms"
 PROFILES: dict[str, Settings] = {
     USUAL: {"latency": (0.02, 0.07)},
     "100-400 ms": {"latency": (0.1, 0.4)},
-    "all on the way there": {"latency_before": (0.02, 0.07)},
-    "slow to connect": {"latency": (0.02, 0.07), "setup_latency": 0.15},
-    "429s count": {
+    "20-70 ms before the server": {"latency_before": (0.02, 0.07)},
+    "slow connections": {"latency": (0.02, 0.07), "setup_latency": 0.15},
+    "429s use permits": {
         "latency": (0.02, 0.07),
         "behaviour": Behaviour(uncounted=frozenset({401})),
     },
@@ -41,7 +41,7 @@ PROFILES: dict[str, Settings] = {
     "100 ms": {"latency": 0.1},
     "300 ms": {"latency": 0.3},
 }
-KIND = Behaviour(uncounted=frozenset({401, 429}))
+FREE_429S = Behaviour(uncounted=frozenset({401, 429}))
 COMPARED, STEADY = list(PROFILES)[:5], list(PROFILES)[5:]
 
 
@@ -63,13 +63,13 @@ def rounds() -> Iterator[list[Case]]:
         for profile in COMPARED
     ]
     yield [
-        *(Case(who, 50, window, USUAL) for window in WINDOWS for who in CONTENDERS),
-        *(Case("ours", 10, "sliding", profile) for profile in STEADY),
+        *(Case(name, 50, window, USUAL) for window in WINDOWS for name in CONTENDERS),
+        *(Case(OURS, 10, "sliding", profile) for profile in STEADY),
     ]
     for window in WINDOWS:
-        yield [Case("ours", 1000, window, USUAL)]
+        yield [Case(OURS, 1000, window, USUAL)]
     for contender in CONTENDERS:
-        if contender != "ours":
+        if contender != OURS:
             yield [Case(contender, 1000, "sliding", USUAL, FEW)]
 
 
@@ -80,8 +80,8 @@ def measure() -> list[Row]:
 def run(cases: Sequence[Case]) -> list[Row]:
     """Run the cases at the same time; return a row for each.
 
-    The cases of one contender share a process and its server another, so that
-    nobody waits for an event loop that somebody else keeps busy.
+    The cases of one contender share a process, and their sandboxes another process,
+    so that the event loop of one contender does not slow down another contender.
     """
     groups = [
         [case for case in cases if case.contender == contender]
@@ -93,7 +93,7 @@ def run(cases: Sequence[Case]) -> list[Row]:
             stack.enter_context(sandboxes(list(map(settings, group))))
             for group in groups
         ]
-        loads = together(
+        loads = run_together(
             contend,
             [
                 (group, server.targets, seconds)
@@ -102,8 +102,8 @@ def run(cases: Sequence[Case]) -> list[Row]:
         )
         logs = [server.close() for server in servers]
     print(
-        f"{len(cases)} at the same time: the clients' core was {sum(loads):.0%} busy, "
-        f"the servers' {sum(server.load for server in servers):.0%}",
+        f"{len(cases)} cases at once: the clients used {sum(loads):.0%} of their core, "
+        f"the servers {sum(server.load for server in servers):.0%}",
         flush=True,
     )
     return [
@@ -117,7 +117,7 @@ def settings(case: Case) -> Settings:
     return {
         "rate_limit": case.limit,
         "window": case.window,
-        "behaviour": KIND,
+        "behaviour": FREE_429S,
         **PROFILES[case.profile],
     }
 
@@ -125,12 +125,12 @@ def settings(case: Case) -> Settings:
 async def contend(
     cases: Sequence[Case], targets: Sequence[Target], seconds: float
 ) -> float:
-    """Run the cases of one contender for so long; return the load."""
+    """Run the cases of one contender for the given seconds; return the load."""
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         for case, target in zip(cases, targets, strict=True):
             group.create_task(CONTENDERS[case.contender](target, stop))
-            # Else all of them would send in the same milliseconds.
+            # Otherwise all cases would send in the same milliseconds.
             await asyncio.sleep(1.0 / len(cases))
         load = Load()
         await asyncio.sleep(seconds + 0.5)
@@ -144,30 +144,32 @@ def row_of(case: Case, log: Log) -> Row:
     measured = {
         "share": log.share(since, until),
         "limited": log.limited(since, until),
-        "limited in all": log.limited(until=until),
+        "limited overall": log.limited(until=until),
     }
     return attrs.asdict(case) | measured
 
 
 def report(rows: list[Row]) -> bool:
-    """Print it; return whether ours is as promised."""
-    heads = [f"{window}{what}" for window in WINDOWS for what in ("", " 429")]
+    """Print the results; return whether those of loops-async keep the promises."""
+    heads = [f"{window}{suffix}" for window in WINDOWS for suffix in ("", " 429s")]
     for limit, profile in ((10, USUAL), (50, USUAL), (1000, USUAL)):
         _show(rows, limit, profile, heads)
     for profile in COMPARED[1:]:
         _show(rows, 10, profile, heads)
     steady = [row for row in rows if row["profile"] in STEADY]
     show(
-        "What slow answers cost ours, 10/s, sliding window, steady round trips",
-        [("round trip", "share of the limit", "429"), *map(_steady, steady)],
+        f"{OURS} with steady round trips, 10/s, sliding window",
+        [("round trip", "share of limit", "429s"), *map(_steady, steady)],
     )
     print()
     good = True
     for row in rows:
-        if row["contender"] == "ours" and row["profile"] == USUAL:
+        if row["contender"] == OURS and row["profile"] == USUAL:
             what = f"{row['limit']}/s, {row['window']}"
-            good &= promise(f"share used, {what}", row["share"], least=LEAST_SHARE)
-            good &= promise(f"429s, {what}", row["limited in all"], most=MOST_LIMITED)
+            good &= promise(f"limit used, {what}", row["share"], least=MIN_SHARE)
+            good &= promise(
+                f"share of 429s, {what}", row["limited overall"], most=MAX_LIMITED
+            )
     return good
 
 
@@ -185,7 +187,7 @@ def _show(rows: list[Row], limit: int, profile: str, heads: list[str]) -> None:
             line += [found[0]["share"] if found else None]
             line += [_limited(found[0]) if found else None]
         lines.append(line)
-    title = f"{limit}/s, {profile}: share of the limit used, and 429s (in all)"
+    title = f"{limit}/s, {profile}: share of limit, share of 429s (including warm-up)"
     show(title, [("", *heads), *lines])
 
 
@@ -194,7 +196,7 @@ def _steady(row: Row) -> tuple[object, ...]:
 
 
 def _limited(row: Row) -> str:
-    return f"{percent(row['limited'])} ({percent(row['limited in all'])})"
+    return f"{percent(row['limited'])} ({percent(row['limited overall'])})"
 
 
 def main() -> bool:

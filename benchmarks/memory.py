@@ -1,8 +1,8 @@
-"""A million events through `stream_events`: memory and cost stay what they were.
+"""Memory and cost of a million events through `stream_events`: both stay constant.
 
-The source makes its events as they are pulled. At every 100,000 it pauses,
-and the stream takes turns with the hand-written loop: only the ratio of the
-two can be compared over minutes in which the machine's speed drifts.
+The source makes an event when the stream requests it. After every 100,000 events the
+stream alternates with the hand-written loop, because over minutes the machine's speed
+drifts and only the ratio of the two is comparable.
 """
 
 import asyncio
@@ -19,22 +19,22 @@ import aiohttp
 from loops_async import AsyncLoopsClient, Event, RateLimiter
 
 from . import baseline
-from .answering import answering, pin
+from .stub_server import pin, stub_server
 from .table import Row, promise, show
 
 EVENTS, STEP, FIRST = 1_000_000, 100_000, 10_000
 TURNS, EVENTS_A_TURN, IN_FLIGHT = 6, 1500, 50
-MOST_GROWTH, SPAN = 3.0, 300_000  # MB in how many events, after the first STEP
-MOST_DEARER = 1.10
+MAX_GROWTH, SPAN = 3.0, 300_000  # MB per number of events, after the first STEP
+MAX_COST_RATIO = 1.10
 
 
 class Source:
-    """Yields events while there are any to send, and waits while there are none."""
+    """A source of events that waits for `release` before each batch."""
 
     def __init__(self) -> None:
         self._left = 0
         self._number = 0
-        self._more = asyncio.Event()
+        self._released = asyncio.Event()
         self._ended = False
 
     async def events(self) -> AsyncIterator[Event]:
@@ -42,8 +42,8 @@ class Source:
             while not self._left:
                 if self._ended:
                     return
-                self._more.clear()
-                await self._more.wait()
+                self._released.clear()
+                await self._released.wait()
             self._left -= 1
             self._number += 1
             yield Event(
@@ -52,17 +52,17 @@ class Source:
                 event_properties={"amount": self._number, "plan": "Pro"},
             )
 
-    def more(self, count: int) -> None:
+    def release(self, count: int) -> None:
         self._left += count
-        self._more.set()
+        self._released.set()
 
     def end(self) -> None:
         self._ended = True
-        self._more.set()
+        self._released.set()
 
 
 async def stream(base_url: str, events: int) -> list[Row]:
-    """Return memory, files and cost, at FIRST and at every STEP."""
+    """Return memory, open files and cost at FIRST and at every STEP."""
     limiter = RateLimiter(1_000_000)
     source = Source()
     rows = []
@@ -76,7 +76,7 @@ async def stream(base_url: str, events: int) -> list[Row]:
 
         async def ours(count: int) -> float:
             spent = time.process_time()
-            source.more(count)
+            source.release(count)
             for _ in range(count):
                 outcome = await anext(outcomes)
                 assert outcome.ok
@@ -115,19 +115,19 @@ async def _by_hand(session: aiohttp.ClientSession, base_url: str) -> float:
         "eventProperties": {"amount": 42, "plan": "Pro"},
     }
 
-    async def some() -> None:
+    async def send_some() -> None:
         for _ in range(EVENTS_A_TURN // IN_FLIGHT):
             await baseline.send_event(session, base_url, body)
 
     spent = time.process_time()
     async with asyncio.TaskGroup() as group:
         for _ in range(IN_FLIGHT):
-            group.create_task(some())
+            group.create_task(send_some())
     return time.process_time() - spent
 
 
 def _megabytes() -> float | None:
-    """Return what is resident; only Linux tells that of now, not of the most."""
+    """Return the current resident memory, or None if the system is not Linux."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return None
@@ -141,12 +141,12 @@ def _files() -> int | None:
 
 def measure(events: int = EVENTS) -> list[Row]:
     pin(0)
-    with answering() as base_url:
+    with stub_server() as base_url:
         return asyncio.run(stream(base_url, events))
 
 
 def growth(rows: list[Row]) -> float:
-    """Return the most it grew in any SPAN after the first STEP, in megabytes."""
+    """Return the largest growth of memory in any SPAN after the first STEP, in MB."""
     after = [row for row in rows if row["events"] >= STEP]
     grown: list[float] = [
         later["megabytes"] - row["megabytes"]
@@ -158,21 +158,21 @@ def growth(rows: list[Row]) -> float:
 
 
 def report(rows: list[Row]) -> bool:
-    """Print it; return whether it is as promised."""
-    heads = ("events", "MB resident", "open files", "us CPU", "CPU to by hand")
+    """Print the results; return whether they keep the promises."""
+    heads = ("events", "MB resident", "open files", "CPU us", "CPU / hand-written")
     names = ("events", "megabytes", "files", "cpu", "ratio")
     lines = [tuple(row[name] for name in names) for row in rows]
     show("stream_events, 50 in flight", [heads, *lines])
     print()
-    dearer = rows[-1]["ratio"] / rows[0]["ratio"]
-    what = f"cost at {rows[-1]['events']:,} to that at {rows[0]['events']:,}"
-    good = promise(what, dearer, most=MOST_DEARER)
+    cost_ratio = rows[-1]["ratio"] / rows[0]["ratio"]
+    what = f"cost at {rows[-1]['events']:,} / cost at {rows[0]['events']:,}"
+    good = promise(what, cost_ratio, most=MAX_COST_RATIO)
     if rows[0]["megabytes"] is None:
-        print("  Memory and open files are only read on Linux.")
+        print("  Memory and open files are measured on Linux only.")
         return good
-    good &= promise(f"MB grown in {SPAN:,} events", growth(rows), most=MOST_GROWTH)
+    good &= promise(f"MB of growth in {SPAN:,} events", growth(rows), most=MAX_GROWTH)
     opened = max(row["files"] for row in rows) - rows[0]["files"]
-    return good & promise("files opened meanwhile", opened, most=0)
+    return good & promise("additional open files", opened, most=0)
 
 
 def main() -> bool:

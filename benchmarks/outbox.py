@@ -1,11 +1,11 @@
-"""Durable puts a second beside other ways to get an event onto the same disk.
+"""Durable puts per second, compared with other stores on the same disk.
 
-And what else an outbox costs: the sending beside `stream_events`, a journal
-that holds a million rows, and how long a `put` takes while others are sent.
+Further costs of an outbox are measured as well: sending compared with
+`stream_events`, a journal with a million rows, and the duration of a `put` while
+other events are sent.
 
-Everything is in one process and takes turns; the median of the rounds counts.
-The others get an event's bytes and just store them, while ours has to check
-and encode the event, too.
+All contenders alternate in one process, and the median of the rounds counts. The
+alternatives only store the bytes of an event; `put` also checks and encodes it.
 """
 
 import asyncio
@@ -28,20 +28,20 @@ from persistqueue import SQLiteAckQueue
 from loops_async import AsyncLoopsClient, Event, Outbox, RateLimiter
 from loops_async._journal.journal import EVENTS, Journal
 
-from .answering import answering
 from .backfill import file_system, on_disk
 from .cpu import CONTACT, LISTS, PROPERTIES
+from .stub_server import stub_server
 from .table import Row, promise, show
 
-OURS, COMMIT_EACH, FLUSH = "Outbox.put", "a commit each", "the disk's flush alone"
+OURS, COMMIT_EACH, FLUSH = "Outbox.put", "one commit per put", "disk flush alone"
 PRODUCERS, PROMISED = (1, 50, 500), 50
-LEAST_OF_COMMITS, MOST_OF_FLUSH = 8.0, 3.0
-ROUNDS, PUTS, MORE_PUTS = 7, 1000, 10_000  # so many that each takes a while
+MIN_OF_COMMITS, MAX_OF_FLUSH = 8.0, 3.0
+ROUNDS, PUTS, MORE_PUTS = 7, 1000, 10_000  # more puts for faster contenders
 DRAINED, IN_FLIGHT = 5000, 50
 FULL, PUTS_IN_FULL = 1_000_000, 500
-LIMITS = (0, 10, 1000)  # events sent a second while some are put
+LIMITS = (0, 10, 1000)  # events sent per second during the puts
 PACED, PACE, FEW_ROUNDS = 300, 0.01, 3
-_STREAM, _FILLED, _MEANWHILE = "stream_events", "put before", "put meanwhile"
+_STREAM, _BEFORE, _DURING = "stream_events", "put before", "put during"
 _NOWHERE = "http://127.0.0.1:9/api"
 _CAPACITY = 10 * FULL
 _BODY = b"." * 300
@@ -52,7 +52,7 @@ Put: TypeAlias = Callable[[Event], Awaitable[object]]
 
 
 def events(number: int) -> list[Event]:
-    """Make events of new contacts, of about 300 bytes each."""
+    """Return events of new contacts, about 300 bytes each."""
     return [
         Event(
             "planUpgraded",
@@ -66,8 +66,8 @@ def events(number: int) -> list[Event]:
     ]
 
 
-def held() -> RateLimiter:
-    """Return a limiter that lets nothing go."""
+def exhausted() -> RateLimiter:
+    """Return a limiter whose only permit is used."""
     limiter = RateLimiter(1)
     assert limiter.try_acquire()
     return limiter
@@ -77,7 +77,7 @@ def held() -> RateLimiter:
 async def opened(
     path: Path, limiter: RateLimiter, base_url: str = _NOWHERE
 ) -> AsyncIterator[Outbox]:
-    """Open an outbox, and close it without sending what is left."""
+    """Open an outbox, and close it without sending the pending events."""
     async with AsyncLoopsClient(
         "key",
         base_url=base_url,
@@ -92,12 +92,12 @@ async def opened(
             await outbox.aclose(grace=0.0)
 
 
-# Ways to have an event on the disk.
+# Ways to store an event on disk.
 
 
 @asynccontextmanager
 async def ours(path: Path) -> AsyncIterator[Put]:
-    async with opened(path, held()) as outbox:
+    async with opened(path, exhausted()) as outbox:
         yield outbox.put
 
 
@@ -134,7 +134,7 @@ async def with_aiosqlite(path: Path) -> AsyncIterator[Put]:
 
 @asynccontextmanager
 async def aiosqlite_in_common(path: Path) -> AsyncIterator[Put]:
-    """As one would write it: then whoever commits first does so for all."""
+    """Put with the default transactions, so that one commit includes all open puts."""
 
     async def put(event: Event) -> None:
         await db.execute(_INSERT, _values(event))
@@ -181,25 +181,25 @@ CONTENDERS: dict[str, Callable[[Path], AbstractAsyncContextManager[Put]]] = {
 
 
 async def put_all(put: Put, some: list[Event], producers: int) -> tuple[float, float]:
-    """Return the puts a second, and the median seconds of one."""
-    left: Iterator[Event] = iter(some)
-    took: list[float] = []
+    """Return the puts per second, and the median seconds of a put."""
+    remaining: Iterator[Event] = iter(some)
+    durations: list[float] = []
 
     async def produce() -> None:
-        for event in left:
+        for event in remaining:
             before = time.perf_counter()
             await put(event)
-            took.append(time.perf_counter() - before)
+            durations.append(time.perf_counter() - before)
 
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(producers):
             group.create_task(produce())
-    return len(some) / (time.perf_counter() - began), statistics.median(took)
+    return len(some) / (time.perf_counter() - began), statistics.median(durations)
 
 
 async def puts(folder: Path) -> list[Row]:
-    """Return how fast each is by producers."""
+    """Return the rate of each contender for each number of producers."""
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for number in range(ROUNDS):
         for producers in PRODUCERS:
@@ -223,63 +223,67 @@ async def puts(folder: Path) -> list[Row]:
     ]
 
 
-# What else it costs.
+# Further costs.
 
 
 async def fill(path: Path, number: int) -> None:
-    """Make a journal with so many rows to be sent."""
+    """Create a journal with a number of pending rows."""
     journal = Journal(path)
     await journal.open()
     at = time.time()
     rows = (
         (str(uuid.uuid4()), _BODY, f"{name}@example.com", at) for name in range(number)
     )
-    await journal.do(lambda db: db.executemany(_INSERT, rows) and None)
+    await journal.submit(lambda db: db.executemany(_INSERT, rows) and None)
     await journal.close()
 
 
 async def drain(folder: Path, base_url: str) -> list[Row]:
-    """Return the events a second through an outbox, and without one."""
+    """Return the events per second with and without an outbox."""
 
-    async def stream(path: Path) -> None:  # noqa: ARG001 - it needs none
+    async def stream(path: Path) -> None:  # noqa: ARG001 - it uses no file
         async with AsyncLoopsClient(
-            "key", base_url=base_url, rate_limit=free(), max_connections=IN_FLIGHT
+            "key", base_url=base_url, rate_limit=unlimited(), max_connections=IN_FLIGHT
         ) as loops:
             async for outcome in loops.stream_events(some):
                 assert outcome.ok
 
-    async def filled(path: Path) -> None:
-        async with opened(path, free(), base_url) as outbox:
+    async def put_before(path: Path) -> None:
+        async with opened(path, unlimited(), base_url) as outbox:
             await outbox.flush()
 
-    async def meanwhile(path: Path) -> None:
-        async with opened(path, free(), base_url) as outbox:
+    async def put_during(path: Path) -> None:
+        async with opened(path, unlimited(), base_url) as outbox:
             await put_all(outbox.put, some, IN_FLIGHT)
             await outbox.flush()
 
-    def free() -> RateLimiter:
+    def unlimited() -> RateLimiter:
         return RateLimiter(1_000_000)
 
-    ways = {_STREAM: stream, _FILLED: filled, _MEANWHILE: meanwhile}
-    spent: dict[str, list[float]] = {name: [] for name in ways}
+    variants = {_STREAM: stream, _BEFORE: put_before, _DURING: put_during}
+    spent: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(FEW_ROUNDS):
-        for name, way in ways.items():
+        for name, variant in variants.items():
             path = folder / f"{name} {number}"
             some = events(DRAINED)
-            if name == _FILLED:
-                async with opened(path, held()) as outbox:
+            if name == _BEFORE:
+                async with opened(path, exhausted()) as outbox:
                     await outbox.put_many(some)
             began = time.perf_counter()
-            await way(path)
+            await variant(path)
             spent[name].append(time.perf_counter() - began)
     return [
-        {"what": "drain", "contender": name, "rate": DRAINED / statistics.median(took)}
-        for name, took in spent.items()
+        {
+            "what": "drain",
+            "contender": name,
+            "rate": DRAINED / statistics.median(seconds),
+        }
+        for name, seconds in spent.items()
     ]
 
 
 async def rows_held(folder: Path) -> list[Row]:
-    """Return what a put and the opening cost beside many rows, and beside none."""
+    """Return the cost of opening and of a put, for a full and an empty journal."""
     paths = {number: folder / f"with {number}" for number in (0, FULL)}
     for number, path in paths.items():
         await fill(path, number)
@@ -288,13 +292,13 @@ async def rows_held(folder: Path) -> list[Row]:
     for _ in range(FEW_ROUNDS):
         for number, path in paths.items():
             began = time.perf_counter()
-            async with opened(path, held()) as outbox:
+            async with opened(path, exhausted()) as outbox:
                 opening = time.perf_counter() - began
                 _, p50 = await put_all(outbox.put, events(PUTS_IN_FULL), 1)
             found[number].append((opening, p50))
     return [
         {
-            "what": "held",
+            "what": "journal",
             "rows": number,
             "opening": statistics.median(opening for opening, _ in results),
             "p50": statistics.median(p50 for _, p50 in results),
@@ -305,20 +309,20 @@ async def rows_held(folder: Path) -> list[Row]:
 
 
 async def waits(folder: Path, base_url: str) -> list[Row]:
-    """Return what a put takes while the outbox sends at the limit."""
-    took: dict[int, list[float]] = {limit: [] for limit in LIMITS}
+    """Return the duration of a put while the outbox sends at the limit."""
+    durations: dict[int, list[float]] = {limit: [] for limit in LIMITS}
     sent: dict[int, list[float]] = {limit: [] for limit in LIMITS}
     for number in range(FEW_ROUNDS):
         for limit in LIMITS:
             path = folder / f"at {limit} {number}"
             await fill(path, int(3 * limit * PACED * PACE))
-            limiter = RateLimiter(limit) if limit else held()
+            limiter = RateLimiter(limit) if limit else exhausted()
             async with opened(path, limiter, base_url) as outbox:
                 began = time.perf_counter()
                 for event in events(PACED):
                     before = time.perf_counter()
                     await outbox.put(event)
-                    took[limit].append(time.perf_counter() - before)
+                    durations[limit].append(time.perf_counter() - before)
                     await asyncio.sleep(PACE)
                 seconds = time.perf_counter() - began
                 sent[limit].append(outbox.stats().accepted / seconds)
@@ -327,15 +331,17 @@ async def waits(folder: Path, base_url: str) -> list[Row]:
             "what": "waits",
             "limit": limit,
             "sent": statistics.median(sent[limit]),
-            "p50": statistics.median(took[limit]),
-            "p99": statistics.quantiles(took[limit], n=100, method="inclusive")[98],
+            "p50": statistics.median(durations[limit]),
+            "p99": statistics.quantiles(durations[limit], n=100, method="inclusive")[
+                98
+            ],
         }
         for limit in LIMITS
     ]
 
 
 def measure() -> list[Row]:
-    with on_disk() as folder, answering() as base_url:
+    with on_disk() as folder, stub_server() as base_url:
 
         async def measured() -> list[Row]:
             return [
@@ -348,10 +354,10 @@ def measure() -> list[Row]:
         return asyncio.run(measured())
 
 
-def ratio(rows: list[Row], what: str, producers: int, of: str, to: str) -> float:
-    """Return how much more of it one has than another."""
+def ratio(rows: list[Row], value: str, producers: int, of: str, to: str) -> float:
+    """Return the ratio of a value between two contenders."""
     values = {
-        row["contender"]: row[what]
+        row["contender"]: row[value]
         for row in rows
         if row["what"] == "puts" and row["producers"] == producers
     }
@@ -359,36 +365,36 @@ def ratio(rows: list[Row], what: str, producers: int, of: str, to: str) -> float
 
 
 def report(rows: list[Row]) -> bool:
-    """Print it; return whether it is as promised."""
+    """Print the results; return whether they keep the promises."""
     parts: dict[str, list[Row]] = {}
     for row in rows:
         parts.setdefault(row["what"], []).append(row)
     _show_puts(rows, parts["puts"][0]["disk"])
     stream, *through = (row["rate"] for row in parts["drain"])
     show(
-        f"Events a second without a limit, {IN_FLIGHT} in flight",
+        f"Events per second without a rate limit, {IN_FLIGHT} in flight",
         [
-            ("", "ev/s", f"over {_STREAM}"),
+            ("", "events/s", f"/ {_STREAM}"),
             (_STREAM, round(stream), 1.0),
             *(
                 (f"outbox, {name}", round(rate), rate / stream)
-                for name, rate in zip((_FILLED, _MEANWHILE), through, strict=True)
+                for name, rate in zip((_BEFORE, _DURING), through, strict=True)
             ),
         ],
     )
     show(
-        "A journal by the rows it holds",
+        "A journal with pending rows",
         [
-            ("rows", "s to open", "ms a put", "over empty", "MB"),
+            ("rows", "open s", "put ms", "put / empty", "MB"),
             *(
                 (
                     row["rows"],
                     row["opening"],
                     row["p50"] * 1e3,
-                    row["p50"] / parts["held"][0]["p50"],
+                    row["p50"] / parts["journal"][0]["p50"],
                     row["megabytes"],
                 )
-                for row in parts["held"]
+                for row in parts["journal"]
             ),
         ],
     )
@@ -404,15 +410,15 @@ def report(rows: list[Row]) -> bool:
     )
     print()
     faster = ratio(rows, "rate", PROMISED, OURS, COMMIT_EACH)
-    what = f"puts over {COMMIT_EACH}, {PROMISED} producers"
-    good = promise(what, faster, least=LEAST_OF_COMMITS)
+    what = f"puts per second / {COMMIT_EACH}, {PROMISED} producers"
+    good = promise(what, faster, least=MIN_OF_COMMITS)
     slower = ratio(rows, "p50", 1, OURS, FLUSH)
-    return good & promise(f"p50 of a put over {FLUSH}", slower, most=MOST_OF_FLUSH)
+    return good & promise(f"p50 of a put / {FLUSH}", slower, most=MAX_OF_FLUSH)
 
 
 def _show_puts(rows: list[Row], disk: str) -> None:
     found = {(row["contender"], row["producers"]): row for row in rows if "disk" in row}
-    heads = [f"{what} by {n}" for what in ("puts/s", "over commits") for n in PRODUCERS]
+    heads = [f"{head}, {n}" for head in ("puts/s", "/ commits") for n in PRODUCERS]
     lines = [
         (
             name,
@@ -422,8 +428,8 @@ def _show_puts(rows: list[Row], disk: str) -> None:
         )
         for name in CONTENDERS
     ]
-    title = f"Durable puts by so many producers, on {disk}; ms of one put (p50)"
-    show(title, [("", *heads, "ms by 1"), *lines])
+    title = f"Durable puts by number of producers, on {disk}; p50 of a put in ms"
+    show(title, [("", *heads, "ms, 1"), *lines])
 
 
 def main() -> bool:

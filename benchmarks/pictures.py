@@ -1,7 +1,7 @@
-"""Pictures of the results: python -m benchmarks --pictures.
+"""The pictures of the results: python -m benchmarks --pictures.
 
-The results are kept beside them, so that each number shown can be traced, and
-`python -m benchmarks.pictures` draws them again without measuring.
+The results are saved next to the pictures, so that every number in a picture can be
+traced. `python -m benchmarks.pictures` redraws all pictures without measuring.
 """
 
 import datetime as dt
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from . import interactive, limits, memory, outbox, throughput
+from . import contenders, interactive, limits, memory, outbox, throughput
 from .table import Row
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -39,9 +39,9 @@ STYLE: Any = {
 }
 
 
-def keep(name: str, rows: list[Row], command: str) -> None:
-    """Put the results of one benchmark into the file, with when and where."""
-    results = _kept()
+def save(name: str, rows: list[Row], command: str) -> None:
+    """Save the results of one benchmark with the date, the machine and the command."""
+    results = _saved()
     results[name] = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": (
@@ -56,17 +56,17 @@ def keep(name: str, rows: list[Row], command: str) -> None:
 
 
 def draw(name: str) -> None:
-    """Draw one benchmark's picture from what is kept."""
-    kept = _kept()[name]
+    """Draw the picture of one benchmark from its saved results."""
+    saved = _saved()[name]
     with mpl.rc_context(STYLE):
-        figure = _DRAWERS[name](kept["rows"])
-        caption = f"{kept['date']}, {kept['machine']}.  {kept['command']}"
+        figure = _DRAWERS[name](saved["rows"])
+        caption = f"{saved['date']}, {saved['machine']}.  {saved['command']}"
         figure.text(0.012, 0.012, caption, size=8, color="#57606a")
         figure.savefig(FOLDER / f"{_FILES.get(name, name)}.png", dpi=200)
         plt.close(figure)
 
 
-def _kept() -> dict[str, Any]:
+def _saved() -> dict[str, Any]:
     results: dict[str, Any] = {}
     if RESULTS.exists():
         results = json.loads(RESULTS.read_text())
@@ -84,9 +84,13 @@ def _rounded(value: Any) -> Any:
 def _panels(
     title: str, height: float, bottom: float = 0.06, **layout: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure 800 pixels wide, with a line of title over its panels.
+    """Return a figure of 8 inches with a title and its panels.
 
-    The part of it below `bottom` is kept for what stands under them.
+    Args:
+        title: The title.
+        height: The height in inches.
+        bottom: The share of the height that is reserved below the panels.
+        layout: Arguments of `plt.subplots`.
     """
     figure, axes = plt.subplots(figsize=(8, height), squeeze=False, **layout)
     figure.suptitle(title, x=0.012, ha="left", weight="bold", size=11.5)
@@ -98,20 +102,21 @@ def _limits(rows: list[Row]) -> Figure:
     shown = [
         row for row in rows if (row["limit"], row["profile"]) == (10, limits.USUAL)
     ]
-    mine = [row for row in shown if row["contender"] == "ours"]
+    mine = [row for row in shown if row["contender"] == contenders.OURS]
     least = min(row["share"] for row in mine)
-    most = max(row["limited in all"] for row in mine)
+    most = max(row["limited overall"] for row in mine)
     title = (
-        f"Ours: {least:.1%} of the limit used or more, {most:.1%} of the answers a 429"
+        f"{contenders.OURS} uses {least:.1%} of the limit or more, "
+        f"{most:.1%} of its responses are 429s"
     )
     figure, panels = _panels(title, 4.0, bottom=0.12, ncols=3, sharey=True)
     for axes, window in zip(panels, limits.WINDOWS, strict=True):
         lines = [row for row in shown if row["window"] == window]
         for place, row in enumerate(lines):
-            ours = row["contender"] == "ours"
+            ours = row["contender"] == contenders.OURS
             color = OURS if ours else OTHERS
             _bar(axes, place - 0.19, row["share"], color, f"{row['share']:.0%}")
-            limited = row["limited in all"]
+            limited = row["limited overall"]
             _bar(axes, place + 0.19, limited, BAD, f"{limited:.1%}")
         axes.set_title("token bucket" if window == "bucket" else f"{window} window")
         axes.set_yticks(range(len(lines)), [row["contender"] for row in lines])
@@ -123,8 +128,8 @@ def _limits(rows: list[Row]) -> Figure:
     panels[0].get_yticklabels()[0].set_fontweight("bold")
     handles = [Rectangle((0, 0), 1, 1, color=color) for color in (OTHERS, BAD)]
     names = [
-        "share of the limit used (10/s, round trips 20-70 ms)",
-        "answers that are 429",
+        "share of the limit that is used (10/s, round trips 20-70 ms)",
+        "share of 429s",
     ]
     figure.legend(handles, names, loc=(0.004, 0.055), ncols=2)
     return figure
@@ -149,8 +154,8 @@ def _throughput(rows: list[Row]) -> Figure:
         row["in flight"]: row for row in shown if row["contender"] == throughput.SEND
     }
     title = (
-        f"send_event at 50 in flight: {faster(sent[50], throughput.BY_HAND):.2f} times "
-        f"a hand-written loop, {faster(sent[50], leader):.0f} times {leader}"
+        f"send_event, 50 in flight: {faster(sent[50], throughput.BY_HAND):.2f} times "
+        f"as fast as a hand-written loop, {faster(sent[50], leader):.0f} times {leader}"
     )
     figure, panels = _panels(title, 3.4, ncols=3, sharey=True)
     for axes, in_flight in zip(panels, throughput.IN_FLIGHT, strict=True):
@@ -173,7 +178,7 @@ def _throughput(rows: list[Row]) -> Figure:
                 label.set_fontweight("bold")
     panels[0].invert_yaxis()
     panels[0].set_xlabel(
-        "events a second, a hand-written loop = 1 (log scale; orjson, asyncio)",
+        "events per second, hand-written loop = 1 (log scale; orjson, asyncio)",
         loc="left",
     )
     return figure
@@ -186,17 +191,17 @@ def _fleet(rows: list[Row]) -> Figure:
     most = max(row["limited"] for row in settled)
     sizes = [row["processes"] for row in settled]
     title = (
-        f"Up to {max(sizes)} processes on one key: {least:.1%} of the limit or more, "
-        f"{most:.1%} 429s or less"
+        f"Up to {max(sizes)} processes with one key: {least:.1%} of the limit or more, "
+        f"{most:.1%} 429s or fewer"
     )
     figure, panels = _panels(title, 3.2, ncols=2)
     for axes, what, name, dark, light in (
-        (panels[0], "share", "share of the limit used", OURS, LIGHT),
-        (panels[1], "limited", "answers that are 429", BAD, "#f3c0c4"),
+        (panels[0], "share", "share of the limit that is used", OURS, LIGHT),
+        (panels[1], "limited", "share of 429s", BAD, "#f3c0c4"),
     ):
         for shift, when, color in ((-0.2, "cold", light), (0.2, "settled", dark)):
             values = [row[what] for row in shown if row["when"] == when]
-            label = "first 30 s" if when == "cold" else "after that"
+            label = "first 30 s" if when == "cold" else "afterwards"
             places = [place + shift for place in range(len(sizes))]
             bars = axes.bar(places, values, width=0.38, color=color, label=label)
             fmt = "{:.0%}" if what == "share" else "{:.1%}"
@@ -216,7 +221,7 @@ def _interactive(rows: list[Row]) -> Figure:
     worst = max(row["p99"] for row in summed)
     bulk = min(row["bulk"] for row in summed)
     title = (
-        f"99 of 100 sends wait {worst:.2f} s or less; the bulk run gets "
+        f"99% of the sends wait {worst:.2f} s or less; the bulk run uses "
         f"{bulk:.0%} of the rest"
     )
     figure, (axes,) = _panels(title, 3.2)
@@ -225,14 +230,14 @@ def _interactive(rows: list[Row]) -> Figure:
             w for one in rows if one["rate"] == row["rate"] for w in one["waits"]
         )
         shares = [(place + 1) / len(waits) for place in range(len(waits))]
-        label = f"one every {1 / row['rate']:g} s: half wait {row['p50']:.2f} s or less"
+        label = f"one every {1 / row['rate']:g} s: median wait {row['p50']:.2f} s"
         axes.step(waits, shares, where="post", color=color, label=label, lw=1.8)
     axes.axvline(
-        interactive.MOST_WAIT, color=BAD, lw=1, ls="--", label="promised for 99 %"
+        interactive.MAX_WAIT, color=BAD, lw=1, ls="--", label="promise for 99%"
     )
     axes.axhline(0.99, color="#8b949e", lw=0.8, ls=":")
-    axes.set_xlabel("seconds waited, round trip not counted")
-    axes.set_ylabel("sends that waited no longer")
+    axes.set_xlabel("wait in seconds, without the round trip")
+    axes.set_ylabel("sends with at most this wait")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlim(0)
     axes.set_ylim(0, 1.02)
@@ -242,22 +247,21 @@ def _interactive(rows: list[Row]) -> Figure:
 
 def _memory(rows: list[Row]) -> Figure:
     events = [row["events"] / 1e6 for row in rows]
-    dearer = rows[-1]["ratio"] / rows[0]["ratio"]
-    count, more = f"{rows[-1]['events']:,}", f"{memory.growth(rows):.1f} MB"
+    cost = rows[-1]["ratio"] / rows[0]["ratio"] - 1
     title = (
-        f"{count} events: at most {more} more in any {memory.SPAN:,}, "
-        f"cost {dearer - 1:+.0%}"
+        f"{rows[-1]['events']:,} events: memory grows by {memory.growth(rows):.1f} MB "
+        f"per {memory.SPAN:,} at most, cost {cost:+.0%}"
     )
     figure, panels = _panels(title, 3.2, ncols=2)
     for axes, what, name, color in (
         (panels[0], "megabytes", "MB resident", OURS),
-        (panels[1], "ratio", "CPU per event, a hand-written loop = 1", DARK),
+        (panels[1], "ratio", "CPU time per event, hand-written loop = 1", DARK),
     ):
         values = [row[what] for row in rows]
         axes.plot(events, values, color=color, marker="o", ms=3.5, lw=1.8)
         axes.set_ylim(0, max(values) * 1.25)
         axes.set_title(name)
-        axes.set_xlabel("million events")
+        axes.set_xlabel("events in millions")
     panels[1].axhline(1, color="#57606a", lw=0.8, ls=":")
     return figure
 
@@ -269,7 +273,8 @@ def _outbox(rows: list[Row]) -> Figure:
         rows, "rate", outbox.PROMISED, outbox.OURS, outbox.COMMIT_EACH
     )
     title = (
-        f"Durable puts, {outbox.PROMISED} producers: {faster:.1f} times a commit each"
+        f"Durable puts, {outbox.PROMISED} producers: {faster:.1f} times as many as "
+        f"with {outbox.COMMIT_EACH}"
     )
     figure, panels = _panels(title, 3.2, ncols=3, sharey=True)
     for axes, producers in zip(panels, outbox.PRODUCERS, strict=True):
@@ -288,7 +293,7 @@ def _outbox(rows: list[Row]) -> Figure:
     panels[0].invert_yaxis()
     panels[0].get_yticklabels()[0].set_fontweight("bold")
     panels[0].set_xlabel(
-        f"events a second, each flushed to the disk ({shown[0]['disk']})", loc="left"
+        f"events per second, each flushed to the disk ({shown[0]['disk']})", loc="left"
     )
     return figure
 
@@ -306,5 +311,5 @@ _DRAWERS: dict[str, Callable[[list[Row]], Figure]] = {
 
 if __name__ == "__main__":
     mpl.use("agg")
-    for kept in _kept():
-        draw(kept)
+    for benchmark in _saved():
+        draw(benchmark)

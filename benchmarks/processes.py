@@ -1,4 +1,4 @@
-"""Work for processes of their own, as the clients of real fleets are."""
+"""Child processes for the clients and the servers of a benchmark."""
 
 import asyncio
 import contextlib
@@ -9,27 +9,29 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any, TypeVar
 
-from .answering import pin
+from .stub_server import pin
 
 _T = TypeVar("_T")
-_PATIENCE = 120.0  # seconds until every process must have started
+_START_TIMEOUT = 120.0  # seconds for all processes to start
 
 
 class Load:
-    """The CPU time of this process: when its core is busy, times are distorted."""
+    """The CPU load of this process; a busy core distorts the measured times."""
 
     def __init__(self) -> None:
         self._spent, self._began = time.process_time(), time.monotonic()
 
     def share(self) -> float:
-        """Return how much of one core was used since it was made."""
+        """Return the share of one core that was used since this object was made."""
         spent = time.process_time() - self._spent
         return spent / (time.monotonic() - self._began)
 
 
 @contextlib.contextmanager
-def beside(work: Callable[..., None], *arguments: object) -> Iterator[Connection]:
-    """Run something in a process of its own; yields what to talk to it with."""
+def child_process(
+    work: Callable[..., None], *arguments: object
+) -> Iterator[Connection]:
+    """Run a function in a child process; the context is the pipe to the process."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=work, args=(there, *arguments), daemon=True)
@@ -42,20 +44,20 @@ def beside(work: Callable[..., None], *arguments: object) -> Iterator[Connection
         process.join()
 
 
-def together(
+def run_together(
     work: Callable[..., Coroutine[Any, Any, _T]], calls: Sequence[tuple[Any, ...]]
 ) -> list[_T]:
-    """Run each call in a process of its own, all beginning at the same time.
+    """Run each call in its own process, all from the same moment on.
 
-    They share the first core; the servers have the other.
+    The processes share the first core; the servers use the second one.
     """
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(len(calls))
     pipes = []
     for arguments in calls:
         here, there = context.Pipe(duplex=False)
-        given = (work, arguments, ready, there)
-        context.Process(target=_process, args=given, daemon=True).start()
+        args = (work, arguments, ready, there)
+        context.Process(target=_process, args=args, daemon=True).start()
         there.close()
         pipes.append(here)
     return [pipe.recv() for pipe in pipes]
@@ -69,5 +71,5 @@ def _process(
 ) -> None:
     pin(0)
     with contextlib.suppress(KeyboardInterrupt):
-        ready.wait(_PATIENCE)
+        ready.wait(_START_TIMEOUT)
         pipe.send(asyncio.run(work(*arguments)))

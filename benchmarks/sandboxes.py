@@ -1,7 +1,7 @@
-"""Sandboxes in a process of their own, and what reached them when.
+"""Sandboxes in a child process, with a log of the requests that arrived.
 
-The server keeps the books: only it knows when a request was counted. All
-times are those of time.monotonic, which the processes of a machine share.
+The server keeps the log, because only the server can record when it counted a request.
+All times are those of time.monotonic(), one clock for all processes of a machine.
 """
 
 import asyncio
@@ -16,16 +16,16 @@ import attrs
 
 from loops_async.sandbox import Sandbox
 
-from .answering import pin
-from .processes import Load, beside
+from .processes import Load, child_process
+from .stub_server import pin
 
 Settings: TypeAlias = dict[str, Any]
-_COLLECT = 0.2  # seconds; the sandbox forgets old requests, and their bodies
+_COLLECT = 0.2  # seconds between reads, because the sandbox drops old requests
 
 
 @attrs.frozen
 class Target:
-    """Where to send, with which key, and how much is permitted a second."""
+    """The URL, the API key and the limit per second of a sandbox."""
 
     url: str
     key: str
@@ -34,7 +34,7 @@ class Target:
 
 @attrs.define
 class Log:
-    """When each request was counted, and how it was answered."""
+    """The time and the status of each request."""
 
     limit: int
     arrivals: list[tuple[float, int]] = attrs.field(factory=list)
@@ -48,12 +48,12 @@ class Log:
         return sum(status == 200 for _, status in self.arrivals)
 
     def share(self, since: float, until: float) -> float:
-        """Return the share of the limit that was used between the two times."""
+        """Return the share of the limit that was used between two times."""
         times = [
             at for at, status in self.arrivals if status == 200 and since <= at < until
         ]
-        # Whole multiples of the limit, from several starts: where requests
-        # come in bursts, a count over a fixed time would be off by one burst.
+        # The mean duration of a whole multiple of the limit. If requests come in
+        # bursts, a count in a fixed time would be wrong by up to one burst.
         span = (len(times) // self.limit - 1) * self.limit
         if span <= 0:
             return len(times) / (until - since) / self.limit
@@ -62,20 +62,21 @@ class Log:
         return span / spent / self.limit
 
     def limited(self, since: float = 0.0, until: float = float("inf")) -> float:
-        """Return the share of the answers that were a 429."""
+        """Return the share of the responses that are a 429."""
         statuses = [status for at, status in self.arrivals if since <= at < until]
         return statuses.count(429) / max(1, len(statuses))
 
 
 class Sandboxes:
-    """Sandboxes of another process; `close` ends them and returns their logs."""
+    """The sandboxes of a child process."""
 
     def __init__(self, targets: list[Target], pipe: Connection) -> None:
         self.targets = targets
-        self.load = 0.0  # share of a core the process used, known when closed
+        self.load = 0.0  # the share of a core that the process used; set by close()
         self._pipe = pipe
 
     def close(self) -> list[Log]:
+        """Stop the sandboxes and return their logs."""
         self._pipe.send("close")
         logs: list[Log]
         logs, self.load = self._pipe.recv()
@@ -84,8 +85,8 @@ class Sandboxes:
 
 @contextlib.contextmanager
 def sandboxes(settings: Sequence[Settings]) -> Iterator[Sandboxes]:
-    """Start a sandbox for each of the settings; yields when all listen."""
-    with beside(_serve, settings) as pipe:
+    """Run a sandbox for each of the settings; the context begins when all listen."""
+    with child_process(_serve, settings) as pipe:
         yield Sandboxes(pipe.recv(), pipe)
 
 
@@ -100,12 +101,12 @@ async def _run(pipe: Connection, settings: Sequence[Settings]) -> None:
         Sandbox(
             clock=time.monotonic,
             max_events=1,
-            max_requests=max(1000, 4 * some["rate_limit"]),
-            **some,
+            max_requests=max(1000, 4 * each["rate_limit"]),
+            **each,
         )
-        for some in settings
+        for each in settings
     ]
-    logs = [Log(some["rate_limit"]) for some in settings]
+    logs = [Log(each["rate_limit"]) for each in settings]
     for sandbox in running:
         await sandbox.start()
     pipe.send(
@@ -127,5 +128,5 @@ def _collect(sandbox: Sandbox, log: Log) -> None:
     if not new:
         return
     requests = sandbox.requests
-    assert new <= len(requests), "the sandbox forgot requests before they were read"
+    assert new <= len(requests), "the sandbox dropped requests before they were read"
     log.arrivals.extend((one.at, one.status or 0) for one in requests[-new:])

@@ -1,23 +1,23 @@
-"""What the benchmarks print: tables, and promises kept or missed."""
+"""The output of the benchmarks: tables, and promises kept or missed."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 Row: TypeAlias = dict[str, Any]
-"""One line of results, as it is also kept in JSON."""
+"""One result; the results of a benchmark are saved as JSON."""
 
 
 def show(title: str, rows: Iterable[Sequence[object]]) -> None:
-    """Print rows aligned, the first of them being the heads.
+    """Print a table; its first row contains the heads.
 
-    Fractions get three digits; columns of numbers are flush right.
+    Floats have three decimals, and columns of numbers are aligned on the right.
     """
     texts = [[_text(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     print(f"\n{title}")
     for row in texts:
         cells = (
-            cell.rjust(width) if _flush_right(column) else cell.ljust(width)
+            cell.rjust(width) if _align_right(column) else cell.ljust(width)
             for cell, width, column in zip(
                 row, widths, zip(*texts, strict=True), strict=True
             )
@@ -28,10 +28,10 @@ def show(title: str, rows: Iterable[Sequence[object]]) -> None:
 def promise(
     what: str, value: float, *, least: float | None = None, most: float | None = None
 ) -> bool:
-    """Print whether a value is within its bar; return that."""
+    """Print and return whether a value keeps its promised bound."""
     kept = (least is None or value >= least) and (most is None or value <= most)
-    bar = f"at least {least:g}" if least is not None else f"at most {most:g}"
-    print(f"  {'kept  ' if kept else 'MISSED'}  {what}: {value:.4g} ({bar})")
+    bound = f"at least {least:g}" if least is not None else f"at most {most:g}"
+    print(f"  {'kept  ' if kept else 'MISSED'}  {what}: {value:.4g} ({bound})")
     return kept
 
 
@@ -45,5 +45,5 @@ def _text(cell: object) -> str:
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
-def _flush_right(column: Sequence[str]) -> bool:
+def _align_right(column: Sequence[str]) -> bool:
     return all(cell[:1].isdigit() or cell[:1] in "+-" for cell in column[1:])

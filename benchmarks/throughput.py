@@ -1,12 +1,12 @@
-"""Events a second, and what each costs, beside everything else one could use.
+"""Events per second and CPU time per event, compared with other clients.
 
-All in one process and one event loop, taking turns, so that a machine whose
-speed drifts slows all alike; the median of the rounds counts. The server is a
-process on the other core. With and without orjson (the extra `speed`), under
-asyncio and uvloop: a new process for each.
+All contenders alternate in one process and one event loop, so that a drift of the
+machine's speed affects all equally. The median of the rounds counts. The server is a
+process on the other core. Each combination of orjson (the extra `speed`) or the
+standard library with asyncio or uvloop runs in a new process.
 
-The limiter is on and out of the way: a million permits a second, each coming
-back a second later. What `cpu` measures has every option on; here are none.
+The limiter is active but does not limit: it has a million permits per second. The
+benchmark `cpu` measures with all options, this one without.
 """
 
 import asyncio
@@ -30,16 +30,16 @@ from loops_async import AsyncLoopsClient, Event, RateLimiter
 from loops_async._json import dumps, loads
 
 from . import baseline, tuned
-from .answering import answering, pin
 from .cpu import CONTACT, LISTS, PROPERTIES
 from .floor import Floor
+from .stub_server import pin, stub_server
 from .table import Row, promise, show
 
 IN_FLIGHT = (1, 10, 50)
-BY_HAND, SEND, STREAM = "by hand", "send_event", "stream_events"
-LEAST_OF_BY_HAND, MOST_CPU_STREAMED = 0.95, 1.0
-LEAST_OF_HTTPX = {10: 5.0, 50: 15.0}
-ROUNDS, EVENTS = 9, 2000  # so many that starting and ending are lost in them
+BY_HAND, SEND, STREAM = "hand-written loop", "send_event", "stream_events"
+MIN_OF_BY_HAND, MAX_CPU_STREAMED = 0.95, 1.0
+MIN_OF_HTTPX = {10: 5.0, 50: 15.0}
+ROUNDS, EVENTS = 9, 2000  # enough to make the start and the end negligible
 SLOW, FEWER = {"httpx", "pyloops"}, 500
 _PROGRAM = """
 import sys
@@ -50,7 +50,7 @@ throughput.measure_here(*sys.argv[2:])
 """
 
 Turn: TypeAlias = Callable[[int], Awaitable[object]]
-"""Sends that many events."""
+"""A function that sends a number of events."""
 
 
 @asynccontextmanager
@@ -70,14 +70,14 @@ async def contenders(base_url: str, in_flight: int) -> AsyncIterator[dict[str, T
     async def by_hand() -> None:
         await baseline.send_event(session, base_url, body)
 
-    async def aiohttp_at_its_best() -> None:
-        await tuned.send(best, yarl, dumps(body), uuid.uuid4().hex)
+    async def tuned_aiohttp() -> None:
+        await tuned.send(tuned_session, yarl, dumps(body), uuid.uuid4().hex)
 
     async def with_httpx() -> None:
         key = {"Idempotency-Key": str(uuid.uuid4())}
-        answer = await http.post(url, json=body, headers=key)
-        answer.raise_for_status()
-        answer.json()
+        response = await http.post(url, json=body, headers=key)
+        response.raise_for_status()
+        response.json()
 
     async def send_event() -> None:
         await loops.send_event(
@@ -96,7 +96,7 @@ async def contenders(base_url: str, in_flight: int) -> AsyncIterator[dict[str, T
     async with AsyncExitStack() as stack:
         stack.callback(floor.close)
         session = await stack.enter_async_context(baseline.open_session("key"))
-        best = await stack.enter_async_context(tuned.open_session("key"))
+        tuned_session = await stack.enter_async_context(tuned.open_session("key"))
         http = await stack.enter_async_context(
             httpx.AsyncClient(headers={"Authorization": "Bearer key"})
         )
@@ -110,7 +110,7 @@ async def contenders(base_url: str, in_flight: int) -> AsyncIterator[dict[str, T
         )
         turns = {
             "bare asyncio": fan(lambda: floor.send(body), in_flight),
-            "tuned aiohttp": fan(aiohttp_at_its_best, in_flight),
+            "tuned aiohttp": fan(tuned_aiohttp, in_flight),
             BY_HAND: fan(by_hand, in_flight),
             SEND: fan(send_event, in_flight),
             STREAM: stream_events,
@@ -122,7 +122,7 @@ async def contenders(base_url: str, in_flight: int) -> AsyncIterator[dict[str, T
 
 
 def events(count: int) -> Iterator[Event]:
-    """Yield events of as many contacts, so that none waits for another."""
+    """Yield events of different contacts, so that no event waits for another."""
     for number in range(count):
         yield Event(
             "planUpgraded",
@@ -135,16 +135,16 @@ def events(count: int) -> Iterator[Event]:
 
 
 def fan(send: Callable[[], Coroutine[Any, Any, object]], in_flight: int) -> Turn:
-    """Return a turn that calls it over and over, so many times at once."""
+    """Return a turn that calls `send` repeatedly, `in_flight` times concurrently."""
 
-    async def some(count: int) -> None:
+    async def send_some(count: int) -> None:
         for _ in range(count // in_flight):
             await send()
 
     async def turn(count: int) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(in_flight):
-                group.create_task(some(count))
+                group.create_task(send_some(count))
 
     return turn
 
@@ -169,7 +169,7 @@ def _pyloops(
 
 
 async def take_turns(base_url: str, in_flight: int) -> list[Row]:
-    """Return the microseconds of CPU and of time each takes for an event."""
+    """Return the microseconds of CPU time and of time per event of each contender."""
     async with contenders(base_url, in_flight) as turns:
         counts = {name: FEWER if name in SLOW else EVENTS for name in turns}
         for name, turn in turns.items():
@@ -195,7 +195,7 @@ async def take_turns(base_url: str, in_flight: int) -> list[Row]:
 
 
 def measure_here(loop: str, base_url: str) -> None:
-    """Print the rows for this process as JSON."""
+    """Print the results of this process as JSON."""
     pin(0)
 
     async def measured() -> list[Row]:
@@ -206,7 +206,7 @@ def measure_here(loop: str, base_url: str) -> None:
 
     factory = None
     if loop == "uvloop":
-        import uvloop  # noqa: PLC0415  - not for Windows
+        import uvloop  # noqa: PLC0415  - not available on Windows
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -215,7 +215,7 @@ def measure_here(loop: str, base_url: str) -> None:
 
 def measure() -> list[Row]:
     rows = []
-    with answering() as base_url:
+    with stub_server() as base_url:
         for codec in ("orjson", "json"):
             for loop in ("asyncio", "uvloop"):
                 if not all(map(importlib.util.find_spec, (codec, loop))):
@@ -226,22 +226,22 @@ def measure() -> list[Row]:
     return rows
 
 
-def ratio(rows: list[Row], what: str, of: Row, to: str) -> float:
-    """Return how much more of it one takes than another in the same process."""
+def ratio(rows: list[Row], value: str, of: Row, to: str) -> float:
+    """Return the ratio of a value between a result and another contender's."""
     same = ("codec", "loop", "in flight")
     (other,) = [
         row
         for row in rows
         if row["contender"] == to and all(row[key] == of[key] for key in same)
     ]
-    return float(of[what] / other[what])
+    return float(of[value] / other[value])
 
 
 def report(rows: list[Row]) -> bool:
-    """Print it; return whether ours is as promised."""
+    """Print the results; return whether they keep the promises."""
     for codec, loop in dict.fromkeys((row["codec"], row["loop"]) for row in rows):
         some = [row for row in rows if (row["codec"], row["loop"]) == (codec, loop)]
-        heads = [f"{what} at {n}" for what in ("ev/s", "CPU") for n in IN_FLIGHT]
+        heads = [f"{head}, {n}" for head in ("events/s", "CPU") for n in IN_FLIGHT]
         lines: list[list[object]] = []
         for contender in dict.fromkeys(row["contender"] for row in some):
             mine = [row for row in some if row["contender"] == contender]
@@ -249,7 +249,10 @@ def report(rows: list[Row]) -> bool:
             dearer = [ratio(rows, "cpu", row, BY_HAND) for row in mine]
             lines.append([contender, *faster, *dearer])
         version = sys.version.split()[0]
-        title = f"Over by hand, so many in flight; {codec}, {loop}, Python {version}"
+        title = (
+            "Relative to the hand-written loop, by requests in flight; "
+            f"{codec}, {loop}, Python {version}"
+        )
         show(title, [("", *heads), *lines])
     print()
     good = True
@@ -259,24 +262,26 @@ def report(rows: list[Row]) -> bool:
 
 
 def _promised(rows: list[Row], row: Row) -> bool:
-    """Hold it to what is promised: with the extra `speed`, on the usual loop."""
+    """Check the promises, which are for the extra `speed` and the asyncio loop."""
     if (row["codec"], row["loop"]) != ("orjson", "asyncio"):
         return True
     good = True
     where = f"{row['in flight']} in flight"
     if row["contender"] == SEND:
         faster = 1 / ratio(rows, "time", row, BY_HAND)
-        good &= promise(f"{SEND} over by hand, {where}", faster, least=LEAST_OF_BY_HAND)
+        what = f"events/s of {SEND} / {BY_HAND}, {where}"
+        good &= promise(what, faster, least=MIN_OF_BY_HAND)
         names = {row["contender"] for row in rows}
         leader = "pyloops" if "pyloops" in names else "httpx"
-        if row["in flight"] in LEAST_OF_HTTPX:
+        if row["in flight"] in MIN_OF_HTTPX:
             faster = 1 / ratio(rows, "time", row, leader)
-            least = LEAST_OF_HTTPX[row["in flight"]]
-            good &= promise(f"{SEND} over {leader}, {where}", faster, least=least)
+            least = MIN_OF_HTTPX[row["in flight"]]
+            what = f"events/s of {SEND} / {leader}, {where}"
+            good &= promise(what, faster, least=least)
     if row["contender"] == STREAM:
         dearer = ratio(rows, "cpu", row, BY_HAND)
-        most = MOST_CPU_STREAMED
-        good &= promise(f"CPU of {STREAM} to by hand, {where}", dearer, most=most)
+        most = MAX_CPU_STREAMED
+        good &= promise(f"CPU of {STREAM} / {BY_HAND}, {where}", dearer, most=most)
     return good
 
 

@@ -1,6 +1,6 @@
-"""aiohttp at its best: what one could write by hand with much patience.
+"""aiohttp tuned as far as possible, as an upper bound for a hand-written sender.
 
-One attempt and no more: no validation, no limiter, no retry, no deadline.
+A send is one attempt, without validation, limiter, retries or deadline.
 """
 
 import aiohttp
@@ -26,7 +26,7 @@ def open_session(api_key: str, connections: int = 100) -> aiohttp.ClientSession:
 
 
 async def send(session: aiohttp.ClientSession, url: URL, body: bytes, key: str) -> int:
-    """Send one event; return the status."""
+    """Send one event; return the status of the response."""
     response = await session.post(
         url, data=body, headers={_KEY: key}, allow_redirects=False
     )

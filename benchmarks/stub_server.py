@@ -1,7 +1,7 @@
-"""A stand-in for Loops that answers at once, in a process of its own.
+"""A stub of Loops in its own process, which responds immediately.
 
-It knows just enough HTTP to accept every request on kept connections, so
-that what is measured is the client.
+The stub reads just enough HTTP to accept every request on a persistent connection,
+so that the benchmarks measure the client and not the server.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 _BODY = b'{"success":true}'
-_ANSWER = (
+_RESPONSE = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
     b"x-ratelimit-limit: 10\r\nx-ratelimit-remaining: 9\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
 )
 
 
-class _Answering(asyncio.Protocol):
+class _StubProtocol(asyncio.Protocol):
     def __init__(self) -> None:
         self._received = b""
 
@@ -36,11 +36,11 @@ class _Answering(asyncio.Protocol):
             if len(self._received) < head + 4 + length:
                 return
             self._received = self._received[head + 4 + length :]
-            self._transport.write(_ANSWER)
+            self._transport.write(_RESPONSE)
 
 
 def pin(core: int) -> None:
-    """Keep this process on one core, where that can be had."""
+    """Pin this process to one core, if the system supports it."""
     if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > core:
         os.sched_setaffinity(0, {core})
 
@@ -50,7 +50,7 @@ def _serve(ready: Connection) -> None:
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(_Answering, "127.0.0.1", 0)
+        server = await loop.create_server(_StubProtocol, "127.0.0.1", 0)
         ready.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
@@ -59,8 +59,8 @@ def _serve(ready: Connection) -> None:
 
 
 @contextlib.contextmanager
-def answering() -> Iterator[str]:
-    """Run it; yields the base URL."""
+def stub_server() -> Iterator[str]:
+    """Run the stub server; the context is its base URL."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(sender,), daemon=True)
