@@ -125,8 +125,7 @@ def judge(
         only_rate_limited: Whether an earlier attempt got a 429, and no earlier attempt
             may have been accepted. Loops does not document whether a 429 uses up a key.
     """
-    get = response.headers.get
-    response.rate_limit = _rate_limit(get(_LIMIT, ""), get(_REMAINING, ""))
+    response.rate_limit = rate_limit(response.headers)
     if response.status == 200 and response.body == _SUCCESS and not response.truncated:
         return None  # nearly every response
     error = refusal(
@@ -235,7 +234,7 @@ def retry_after(headers: Mapping[str, str], now: float | None = None) -> float |
 
     Args:
         headers: The headers of the response.
-        now: The current Unix time, for the form with a date; None reads the clock.
+        now: The current Unix time, for the form with a date; None means now.
     """
     value = headers.get("retry-after")
     if value is None:

@@ -126,10 +126,9 @@ class RateLimiter:
             self._collect_returned(now)
             waiting = len(self._single_queue) + len(self._bulk_queue)
             held = max(0.0, self._held_until - now)
-            in_flight = self.limit - self._free - len(self._return_times)
             return (
                 f"<RateLimiter {self.limit} per {self.period:g} s: {self._free} free, "
-                f"{in_flight} in flight, {len(self._return_times)} returning, "
+                f"{self._in_flight} in flight, {len(self._return_times)} returning, "
                 f"{waiting} waiting"
                 + (
                     f", {self._withheld} left to other processes"
@@ -299,8 +298,11 @@ class RateLimiter:
         self._bulk_queue.clear()
         self._waiters_by_loop.clear()
         self._timers.clear()
-        in_flight = self.limit - self._free - len(self._return_times)
-        self._return_times.extend([self._clock() + self.period] * in_flight)
+        self._return_times.extend([self._clock() + self.period] * self._in_flight)
+
+    @property
+    def _in_flight(self) -> int:
+        return self.limit - self._free - len(self._return_times)
 
     def _apply_capacity(self) -> None:
         self._withheld = self.limit - self._capacity.effective_limit

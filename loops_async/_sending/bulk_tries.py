@@ -17,7 +17,6 @@ from loops_async.errors import (
     LoopsError,
     NotTriedError,
     RateLimitError,
-    RequestTimeoutError,
 )
 
 from .admission import Admission, Permit
@@ -177,10 +176,8 @@ class BulkTries(Tries):
             self._spent += now - self._began_attempt + self.wait
             late = self.request.deadline - self._spent <= 0
         self._wait_at_least(retry_after, self.wait)
-        if self._is_final(error, self._counted):
-            timed_out = isinstance(error, RequestTimeoutError) and late
-            return self.deadline_passed() if timed_out else self.complete(error)
-        return self.deadline_passed() if late else None
+        final = self._is_final(error, self._counted)
+        return self._verdict(error, final=final, late=late)
 
     def _wait_at_least(self, retry_after: float | None, seconds: float) -> None:
         if retry_after is None or retry_after > MAX_RETRY_AFTER:

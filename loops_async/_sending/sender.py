@@ -37,7 +37,7 @@ from loops_async._pacing.retry_policy import RetryPolicy
 from loops_async._pacing.shared import limiter_for
 from loops_async.errors import ClientClosedError, ConfigurationError, LoopsError
 
-from .bulk import LOOK_AHEAD, Bulk, OutcomeT
+from .bulk import Bulk, OutcomeT
 from .bulk_run import BulkRun
 from .bulk_tries import BulkTries
 from .delivery import Delivery
@@ -179,10 +179,9 @@ class Sender:
         request = Request("POST", self._events_url, body, key, event, timeout, deadline)
         delivery = self._latest
         if delivery is None or not _is_current(delivery):
-            return self._deliver(request)
-        began = delivery.transport.loop.time()
-        end = None if deadline is None else began + deadline
-        return delivery.deliver(Tries(request, self.retry, began, end))
+            loop = asyncio.get_running_loop()
+            return self._connect_and_deliver(self._tries(request, loop))
+        return delivery.deliver(self._tries(request, delivery.transport.loop))
 
     async def request(
         self,
@@ -219,9 +218,8 @@ class Sender:
             what = f"{request.method} {path}"
             msg = f"a dry_run client sends nothing, so {what} has no response"
             raise ConfigurationError(msg)
-        tries = self._tries(request)
-        delivery = await self._connect()
-        await delivery.deliver(tries)
+        tries = self._tries(request, asyncio.get_running_loop())
+        await self._connect_and_deliver(tries)
         try:
             return tries.response.json()
         except ValueError:  # the body of an accepted 409 need not be JSON
@@ -271,7 +269,6 @@ class Sender:
             on_outcome=on_outcome,
             patience=checked_seconds("patience", patience),
             keys=keys,
-            look_ahead=LOOK_AHEAD,
         )
 
     def send_rows(
@@ -373,12 +370,8 @@ class Sender:
             else checked_seconds("deadline", deadline),
         )
 
-    async def _deliver(self, request: Request) -> Receipt:
-        delivery = await self._connect()
-        return await delivery.deliver(self._tries(request))
-
-    def _tries(self, request: Request) -> Tries:
-        began = asyncio.get_running_loop().time()
+    def _tries(self, request: Request, loop: asyncio.AbstractEventLoop) -> Tries:
+        began = loop.time()
         end = None if request.deadline is None else began + request.deadline
         return Tries(request, self.retry, began, end)
 
@@ -395,10 +388,10 @@ class Sender:
         tries = BulkTries(request, policy, run.loop.time(), None, run, record)
         delivery = self._latest
         if delivery is None or not _is_current(delivery):
-            return self._deliver_in(tries)
+            return self._connect_and_deliver(tries)
         return delivery.deliver(tries)
 
-    async def _deliver_in(self, tries: BulkTries) -> Receipt:
+    async def _connect_and_deliver(self, tries: Tries) -> Receipt:
         delivery = await self._connect()
         return await delivery.deliver(tries)
 

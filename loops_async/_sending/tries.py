@@ -195,11 +195,24 @@ class Tries(_State):
         if retry_after is not None:
             self.wait = max(self.wait, retry_after)
         late = self.end is not None and now + self.wait > self.end
-        if self._is_final(error, self.attempts) or (
+        final = self._is_final(error, self.attempts) or (
             retry_after is not None and (retry_after > MAX_RETRY_AFTER or late)
-        ):
-            timed_out = isinstance(error, RequestTimeoutError) and late
-            return self.deadline_passed() if timed_out else self.complete(error)
+        )
+        return self._verdict(error, final=final, late=late)
+
+    def _verdict(
+        self, error: LoopsError, *, final: bool, late: bool
+    ) -> LoopsError | None:
+        """Return the error to raise, or None to try again.
+
+        Args:
+            error: The error of the attempt.
+            final: Whether the error allows no further attempt.
+            late: Whether the deadline leaves no time for a further attempt.
+        """
+        timed_out = late and isinstance(error, RequestTimeoutError)
+        if final and not timed_out:
+            return self.complete(error)
         return self.deadline_passed() if late else None
 
     def _with_rotation(
