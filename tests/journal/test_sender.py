@@ -5,10 +5,8 @@ real one, on a database in memory that outlives each imitated process.
 """
 
 import asyncio
-import math
 import random
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import attrs
 import pytest
 from support import virtual_time as virtual
+from support.transports import FakeTransport, make_sender
 
 from loops_async import (
     ClientClosedError,
@@ -26,7 +25,7 @@ from loops_async import (
     LoopsError,
     RetryPolicy,
 )
-from loops_async._http.api_key import Secret, hide_api_key
+from loops_async._http.api_key import Secret
 from loops_async._http.protocol import Response
 from loops_async._http.request import Request
 from loops_async._journal.database import _commit, _Job
@@ -160,7 +159,7 @@ Reply = int | str
 
 
 @attrs.define(eq=False)
-class FakeLoops:
+class FakeLoops(FakeTransport):
     """A transport to a Loops whose replies the test decides by key.
 
     Attributes:
@@ -174,12 +173,6 @@ class FakeLoops:
     duration: Callable[[], float] = lambda: 0.1
     on_reply: Callable[[str, Reply], object] = lambda key, reply: None
     requests: list[tuple[str, Reply]] = attrs.field(factory=list)
-    loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop)
-    thread: int = attrs.field(factory=threading.get_ident)
-    max_connections: int = 100
-    closed: bool = False
-    borrowed: None = None
-    in_flight: int = 0
 
     async def exchange(
         self, request: Request, api_key: Secret, timeout: float | None
@@ -197,26 +190,13 @@ class FakeLoops:
         body = b'{"success":true}' if reply == 200 else b'{"message":"no"}'
         return Response(reply, {}, body)
 
-    async def close(self, grace: float) -> None:
-        self.closed = True
-
 
 def sender_to(loops: FakeLoops) -> Sender:
     async def connect() -> FakeLoops:
         return loops
 
-    return Sender(
-        hide_api_key("key"),
-        base_url=None,
-        timeout=30.0,
-        deadline=None,
-        allowed_recipients=None,
-        dry_run=False,
-        rate_limit=math.inf,
-        retry=RetryPolicy(base=1.0, cap=20.0),
-        on_attempt=None,
-        connect=lambda base_url, timeout: connect,
-    )
+    policy = RetryPolicy(base=1.0, cap=20.0)
+    return make_sender(connect, deadline=None, retry=policy)
 
 
 @attrs.define(eq=False)

@@ -1,14 +1,13 @@
 """Errors of attempts, and clients of a transport that exists in virtual time only."""
 
 import asyncio
-import math
-import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
 from support import virtual_time as virtual
+from support.transports import FakeTransport, make_sender
 
 from loops_async import (
     AsyncLoopsClient,
@@ -19,14 +18,12 @@ from loops_async import (
     Outcome,
     RateLimiter,
     RequestTimeoutError,
-    RetryPolicy,
     SendReport,
     errors,
 )
-from loops_async._http.api_key import Secret, hide_api_key
+from loops_async._http.api_key import Secret
 from loops_async._http.protocol import Response
 from loops_async._http.request import Request
-from loops_async._sending.sender import Sender
 
 MakeError: TypeAlias = Callable[[], LoopsError]
 
@@ -115,7 +112,7 @@ class SentRequest:
 
 
 @attrs.define(eq=False)
-class ScriptedTransport:
+class ScriptedTransport(FakeTransport):
     """A transport to a server that exists in virtual time only.
 
     Attributes:
@@ -126,13 +123,7 @@ class ScriptedTransport:
 
     script: Script
     takes: float | Callable[[Event], float] = 0.1
-    max_connections: int = 100
-    loop: asyncio.AbstractEventLoop = attrs.field(factory=asyncio.get_running_loop)
-    thread: int = attrs.field(factory=threading.get_ident)
     requests: list[SentRequest] = attrs.field(factory=list)
-    closed: bool = False
-    borrowed: None = None
-    in_flight: int = 0
 
     async def exchange(
         self, request: Request, api_key: Secret, timeout: float | None
@@ -157,9 +148,6 @@ class ScriptedTransport:
         body = b'{"success":true}' if status == 200 else b'{"message":"no"}'
         return Response(status, headers, body)
 
-    async def close(self, grace: float) -> None:
-        self.closed = True
-
     @property
     def failed(self) -> list[SentRequest]:
         return [one for one in self.requests if not one.ok]
@@ -168,25 +156,6 @@ class ScriptedTransport:
         """Return the number of events accepted per second between two times."""
         accepted = sum(one.ok and begin <= one.at < end for one in self.requests)
         return accepted / (end - begin)
-
-
-def make_sender(connect: Callable[[], Awaitable[Any]], **settings: Any) -> Sender:
-    """Make a sender, without a rate limit, of the transports that `connect` makes."""
-    defaults: dict[str, Any] = {
-        "api_key": "key",
-        "base_url": "https://loops.invalid/api",
-        "timeout": 30.0,
-        "deadline": 60.0,
-        "allowed_recipients": None,
-        "dry_run": False,
-        "rate_limit": math.inf,
-        "retry": RetryPolicy(attempts=3, base=0.1),
-        "on_attempt": None,
-    }
-    settings = {**defaults, **settings}
-    return Sender(
-        hide_api_key(settings.pop("api_key")), **settings, connect=lambda *_: connect
-    )
 
 
 class ClientOfTransport(AsyncLoopsClient):

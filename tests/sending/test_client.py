@@ -294,19 +294,20 @@ def test_the_repr_of_a_client_shows_its_address_state_and_limiter() -> None:
 # Timeouts and deadlines as arguments.
 
 
+def calling(call: str, **given: Any) -> Callable[[AsyncLoopsClient], Any]:
+    """Return a function that makes a call of a client with the given arguments."""
+    if call == "request":
+        return lambda loops: loops.request("GET", "/v1/x", **given)
+    return lambda loops: loops.send_event("e", user_id="u", **given)
+
+
 @pytest.mark.parametrize("name", ["timeout", "deadline"])
 @pytest.mark.parametrize("value", [0, -1, math.nan, -math.inf, True, "1", b"1", [1]])
 @pytest.mark.parametrize("call", ["send_event", "request"])
 def test_an_invalid_timeout_or_deadline_raises_a_configuration_error(
     call: str, value: Any, name: str
 ) -> None:
-    def use(loops: AsyncLoopsClient) -> Any:
-        given = {name: value}
-        if call == "request":
-            return loops.request("GET", "/v1/x", **given)
-        return loops.send_event("e", user_id="u", **given)
-
-    error = outcome_without_connection(use)
+    error = outcome_without_connection(calling(call, **{name: value}))
     assert isinstance(error, errors.ConfigurationError)
     assert name in str(error)
 
@@ -317,13 +318,7 @@ def test_an_invalid_timeout_or_deadline_raises_a_configuration_error(
 def test_a_timeout_or_deadline_may_be_none_infinite_or_huge(
     call: str, value: Any, name: str
 ) -> None:
-    def use(loops: AsyncLoopsClient) -> Any:
-        given = {name: value}
-        if call == "request":
-            return loops.request("GET", "/v1/x", **given)
-        return loops.send_event("e", user_id="u", **given)
-
-    outcome, _ = outcome_of(use, reply(500), OK)
+    outcome, _ = outcome_of(calling(call, **{name: value}), reply(500), OK)
     assert not isinstance(outcome, Exception), repr(outcome)
 
 

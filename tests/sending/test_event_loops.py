@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -101,6 +103,39 @@ def test_two_event_loops_in_alternation_share_a_client() -> None:
             two.run(client.aclose())
 
 
+def send_in_two_threads(client: AsyncLoopsClient, count: int) -> list[Any]:
+    """Send that many events in each of two threads that begin at once.
+
+    Returns:
+        The receipts and the exceptions.
+    """
+    barrier = threading.Barrier(2)
+    results: list[Any] = []
+
+    def send_in_thread(name: str) -> None:
+        async def main() -> None:
+            await asyncio.to_thread(barrier.wait)
+            sends = [
+                client.send_event("signup", email=f"{name}{n}@b.co")
+                for n in range(count)
+            ]
+            results.extend(await asyncio.gather(*sends, return_exceptions=True))
+
+        asyncio.run(main())
+
+    run_threads(send_in_thread, "ab")
+    return results
+
+
+def run_threads(target: Callable[[Any], None], arguments: Iterable[Any]) -> None:
+    """Call the target with each argument, in a thread of its own, and wait."""
+    threads = [threading.Thread(target=target, args=(one,)) for one in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+
 def test_two_threads_that_use_one_client_share_its_rate_limit() -> None:
     """The sandbox refuses no request of theirs.
 
@@ -108,29 +143,9 @@ def test_two_threads_that_use_one_client_share_its_rate_limit() -> None:
     varies on a busy machine, costs no 429.
     """
     limiter = RateLimiter(20, 0.1)
-    barrier = threading.Barrier(2)
-    results: list[Any] = []
-
-    def send_in_thread(client: AsyncLoopsClient, name: str) -> None:
-        async def main() -> None:
-            await asyncio.to_thread(barrier.wait)
-            sends = [
-                client.send_event("signup", email=f"{name}{n}@b.co") for n in range(100)
-            ]
-            results.extend(await asyncio.gather(*sends, return_exceptions=True))
-
-        asyncio.run(main())
-
     with sandbox_in_thread(rate_limit=20, period=0.05) as sandbox:
         client = client_of(sandbox, rate_limit=limiter)
-        threads = [
-            threading.Thread(target=send_in_thread, args=(client, name))
-            for name in "ab"
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
+        results = send_in_two_threads(client, 100)
         assert [type(result) for result in results] == [Receipt] * 200
         assert {receipt.attempts for receipt in results} == {1}
         assert sandbox.counts.limited == 0
@@ -152,14 +167,7 @@ def test_event_loops_that_come_and_go_in_threads_disturb_no_other_thread() -> No
     try:
         with sandbox_in_thread() as sandbox:
             client = client_of(sandbox)
-            threads = [
-                threading.Thread(target=send_in_thread, args=(client, number))
-                for number in range(8)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(60)
+            run_threads(partial(send_in_thread, client), range(8))
             assert not failures
             assert sandbox.counts.accepted == 8 * 15
     finally:
@@ -177,27 +185,9 @@ class _SlowIsClosed(asyncio.SelectorEventLoop):
 
 
 def test_two_threads_that_discard_the_same_closed_event_loop_both_send() -> None:
-    barrier = threading.Barrier(2)
-    results: list[Any] = []
-
-    def send_in_thread(client: AsyncLoopsClient, name: str) -> None:
-        async def main() -> None:
-            await asyncio.to_thread(barrier.wait)
-            send = client.send_event("signup", email=f"{name}@b.co")
-            results.extend(await asyncio.gather(send, return_exceptions=True))
-
-        asyncio.run(main())
-
     with sandbox_in_thread() as sandbox:
         client = client_of(sandbox)
         with asyncio.Runner(loop_factory=_SlowIsClosed) as runner:
             runner.run(client.test_api_key())
-        threads = [
-            threading.Thread(target=send_in_thread, args=(client, name))
-            for name in "ab"
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
+        results = send_in_two_threads(client, 1)
         assert [type(result) for result in results] == [Receipt] * 2
