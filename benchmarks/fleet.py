@@ -3,7 +3,7 @@
 Each process runs an endless `send_events` with the full limit, so its only
 information about the other processes is the 429s. The first 30 s, in which the
 processes adapt, are reported separately. Fleets of several sizes run at the same
-time, each with its own sandbox; 10 requests per second are no load for the machine.
+time, each with its own sandbox; 10 requests per second hardly load the machine.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ from .table import Row, percent, promise, show
 MIN_SHARE, MAX_LIMITED = 0.95, 0.001
 SETTLE = 5.0  # seconds before the measurement
 MEASURED = 60.0  # seconds
-FEW = 20.0  # seconds, for the alternatives at 1,000 per second
+FEW = 20.0  # seconds that each alternative is measured at 1,000 per second
 WINDOWS = ("sliding", "fixed", "bucket")
 USUAL = "20-70 ms"
 PROFILES: dict[str, Settings] = {

@@ -283,7 +283,7 @@ async def drain(folder: Path, base_url: str) -> list[Row]:
 
 
 async def rows_held(folder: Path) -> list[Row]:
-    """Return the cost of opening and of a put, for a full and an empty journal."""
+    """Return what opening and a put cost with a full and with an empty journal."""
     paths = {number: folder / f"with {number}" for number in (0, FULL)}
     for number, path in paths.items():
         await fill(path, number)

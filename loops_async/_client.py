@@ -190,7 +190,7 @@ class AsyncLoopsClient:
     ) -> Receipt:
         """Send one event, and wait until Loops has accepted it.
 
-        The call waits for a permit of the rate limiter, for the response, and between
+        The call waits for a permit from the rate limiter, for the response, and between
         attempts, which all carry the same idempotency key and the same bytes.
 
         Args:

@@ -175,7 +175,8 @@ class MemoryTransport:
         loop: The event loop of the transport.
         thread: The identifier of the thread that runs the event loop.
         max_connections: The number of requests that may be in flight at once.
-        closed: Whether the transport can carry no further request.
+        closed: Whether the transport accepts no further requests.
+        borrowed: None, because the transport has no session.
     """
 
     max_connections: int = 100

@@ -1,7 +1,7 @@
 """The HTTP of Loops: addresses, requests, responses, connections.
 
 - `request`: what a caller may ask for, and how it is encoded.
-- `protocol`: what a response means, and which errors would meet every event.
+- `protocol`: what a response means, and which errors would affect every event.
 - `redaction`: API keys and personal data in server-supplied text.
 - `api_key`: the API key, and how it stays hidden.
 - `address`: the addresses of Loops and of the proxy, and the connection settings.

@@ -62,7 +62,7 @@ def proxy_for(base_url: str, value: str | None) -> str | None:
 
     Args:
         base_url: The address that is reached through the proxy.
-        value: The proxy that the caller passed; None reads the environment.
+        value: The proxy that the caller passed; None means that of the environment.
     """
     parts = urlsplit(base_url)
     host = parts.hostname or ""
@@ -131,7 +131,7 @@ class Connections:
             session: As in the attributes.
             max_connections: As in the attributes.
             ssl_context: As in the attributes.
-            proxy: The URL of an HTTP proxy; None reads the environment.
+            proxy: The URL of an HTTP proxy; None means that of the environment.
             import_now: Whether to import aiohttp, which takes about 0.1 s, now
                 rather than in the first request.
 

@@ -107,7 +107,7 @@ class AiohttpTransport:
                 timeout=_TIMEOUT,
             )
             # Otherwise aiohttp would repeat a lost GET by itself, on the same permit;
-            # there is no public switch.
+            # aiohttp has no public switch for that.
             session._retry_connection = False  # noqa: SLF001
             self._closer = _close_at_shutdown(session, weakref.ref(self))
             # Each request carries only what differs from the session's settings, and
@@ -389,7 +389,7 @@ _open_transports: weakref.WeakSet[AiohttpTransport] = weakref.WeakSet()
 
 
 def _keep_inherited(inherited: list[AiohttpTransport]) -> None:
-    """Keep the transports that a fork copied, for the life of the child.
+    """Keep the transports that a fork copied, as long as the child lives.
 
     Closing or dropping one in the child would edit the epoll set that the child
     shares with its parent, and the parent's requests would hang.

@@ -43,7 +43,7 @@ class ContactOrder(Generic[ItemT]):
 
     Two events belong to one contact if they share an email, whatever its case, or
     a user ID; an event with both ties the two together. Events wait only for
-    earlier ones, so there is no deadlock.
+    earlier ones, so they cannot deadlock.
     """
 
     def __init__(self) -> None:
